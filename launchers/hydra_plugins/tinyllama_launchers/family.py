@@ -1,0 +1,57 @@
+"""From a sweep's jobs to the nodes of the family tree."""
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from tinyllama.config.app import compose_path, setting_of
+from tinyllama.config.checks import check_path
+from tinyllama.data.inventory import take_inventory
+from tinyllama.planning.plan import make_plan
+from tinyllama.planning.tree import Job, Node, grow
+
+
+def family_of(sweep: Sequence[Sequence[str]]) -> tuple[Node, ...]:
+    """The tree of all jobs of a sweep, each given by its overrides.
+
+    Raises:
+        ConfigError: a job's settings are wrong.
+    """
+    jobs = []
+    for overrides in _with_ancestors_settings(sweep):
+        path = compose_path(overrides)
+        check_path(path)
+        jobs.append(Job(tuple(overrides), path, make_plan(path, take_inventory(path[-1]))))
+    return grow(jobs)
+
+
+def _with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Tell each job what the sweep says of the other stages of its path.
+
+    `stage=basic,continual stage.tokens=1M` sets the tokens of both; alone, continual would reckon with the basic of conf/.
+    """
+    jobs = []
+    for overrides in sweep:
+        siblings = [other for other in sweep if _without_stage(other) == _without_stage(overrides)]
+        said = [
+            f"++stages.{stage}.{setting_of(text).removeprefix('stage.')}={text.split('=', 1)[1]}"
+            for other in siblings
+            if (stage := _stage(other)) and stage != _stage(overrides)
+            for text in other
+            if setting_of(text).startswith("stage.")
+        ]
+        jobs.append([*overrides, *said])
+    return jobs
+
+
+def _without_stage(overrides: Sequence[str]) -> list[str]:
+    return sorted(text for text in overrides if setting_of(text).split(".")[0] != "stage")
+
+
+def _stage(overrides: Sequence[str]) -> str | None:
+    return next((text.split("=", 1)[1] for text in overrides if setting_of(text) == "stage"), None)
+
+
+def completed(sweep: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """What Hydra's sweeper wants to hear of each job."""
+    return [JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=None) for overrides in sweep]

@@ -1,0 +1,1 @@
+"""The door: typed configuration, loaded once and checked across groups."""

@@ -1,0 +1,113 @@
+"""Makes a function into a command: Hydra composes, mistakes become one message, faults keep their stack trace.
+
+The only user of hydra beside the launchers.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from tinyllama.config.load import load
+from tinyllama.config.location import conf_folder, expose_launchers
+from tinyllama.config.mistakes import COMPLAINTS, explain
+from tinyllama.config.schema import RunConfig
+from tinyllama.errors import ConfigError, TinyllamaError
+
+Main = Callable[[RunConfig, list[str]], None]
+"""A command's body: the config, and the overrides that were typed."""
+
+
+def command(main: Main) -> Callable[[], None]:
+    """The command-line program whose body is `main`; exit codes are those of errors.py."""
+
+    def run() -> None:
+        typed = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+        try:
+            _start_hydra(main)
+        except TinyllamaError as error:
+            _leave(error)
+        except COMPLAINTS as error:
+            _leave(explain(error, typed))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return run
+
+
+def compose_path(overrides: Sequence[str]) -> tuple[RunConfig, ...]:
+    """The configs of a stage and of all its ancestors, the root first. Works inside a command only.
+
+    An ancestor is composed from the same overrides without those of `stage`, which speak of the stage at hand;
+    `stages.NAME.FIELD=VALUE` speaks of stage NAME whoever asks.
+
+    Raises:
+        ConfigError: the parents go in a circle.
+    """
+    config = _compose_stage(overrides)
+    path = [config]
+    while config.stage.parent is not None:
+        if config.stage.parent in (stage.stage.name for stage in path):
+            raise ConfigError(f"stage.parent={config.stage.parent} closes a circle; a stage cannot be its own ancestor")
+        config = _compose_stage(_of_ancestor(overrides, config.stage.parent))
+        path.append(config)
+    return tuple(reversed(path))
+
+
+def setting_of(override: str) -> str:
+    """The name of the setting of an override: "+stage.tokens=3" -> "stage.tokens"."""
+    return override.lstrip("+~").split("=")[0]
+
+
+def _of_ancestor(overrides: Sequence[str], stage: str) -> list[str]:
+    """The same overrides for another stage; in the same order, so that what was composed before is found again."""
+    kept = [text for text in overrides if not setting_of(text).startswith("stage.")]
+    chosen = [f"stage={stage}" if setting_of(text) == "stage" else text for text in kept]
+    return chosen if f"stage={stage}" in chosen else [*chosen, f"stage={stage}"]
+
+
+def _compose_stage(overrides: Sequence[str]) -> RunConfig:
+    """The config of the stage that the overrides name, with what `stages.NAME.FIELD` says of it."""
+    config = _compose(tuple(overrides))
+    prefix = f"stages.{config.stage.name}."
+    said = {setting_of(text): text.split("=", 1)[1] for text in overrides if setting_of(text).startswith(prefix)}
+    of_stage = {setting.replace(prefix, "stage."): value for setting, value in said.items()}
+    stronger = {setting_of(text) for text in overrides}
+    extra = [f"{setting}={value}" for setting, value in of_stage.items() if setting not in stronger]
+    return _compose((*overrides, *extra)) if extra else config
+
+
+@cache
+def _compose(overrides: tuple[str, ...]) -> RunConfig:
+    return load(hydra.compose("config", overrides=list(overrides)))
+
+
+def _start_hydra(main: Main) -> None:
+    # Without it Hydra prints its own half of a stack trace and leaves with 1, whatever went wrong.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    expose_launchers()
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    errors: list[TinyllamaError] = []
+
+    def task(raw: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            main(load(raw), overrides)
+        except TinyllamaError as error:  # Hydra would add lines of its own about it
+            errors.append(error)
+        except COMPLAINTS as error:
+            errors.append(explain(error, overrides))
+
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
+    if errors:
+        raise errors[0]
+
+
+def _leave(error: TinyllamaError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -1,0 +1,212 @@
+"""What must hold across settings. Checks never repair: they return, or raise one ConfigError."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tinyllama.config.schema import ClusterConfig, MixConfig, RunConfig, StageConfig
+from tinyllama.errors import ConfigError, unknown
+from tinyllama.units import format_tokens
+from tinyllama.world import visible_gpus
+
+
+def check_path(path: Sequence[RunConfig]) -> None:
+    """Check a stage and its ancestors, the root first.
+
+    Raises:
+        ConfigError: setting, value, rule and remedy of the first thing that is wrong.
+    """
+    for config in path:
+        check_run(config)
+    _check_horizon(path)
+
+
+def check_run(config: RunConfig) -> None:
+    """Check one stage's config by itself."""
+    _check_label("family", config.family)
+    _check_label("variant", config.variant)
+    _check_label("stage.name", config.stage.name)
+    _check_model(config)
+    _check_mix("root_mix", config.root_mix, config.corpora)
+    _check_mix("data_mix", config.data_mix, config.corpora)
+    _check_optimizer(config)
+    _check_stage(config)
+    _check_cluster(config.cluster)
+    _check_batch(config)
+    _check_intervals(config)
+
+
+def processes_per_node(cluster: ClusterConfig) -> int:
+    """Ranks that a node runs: as configured, else one per visible GPU, else one."""
+    return cluster.processes if cluster.processes is not None else max(1, visible_gpus())
+
+
+def _check_label(setting: str, value: str) -> None:
+    if not value or not value.replace("-", "").replace("_", "").replace(".", "").isalnum() or value.startswith("."):
+        raise ConfigError(f"{setting}={value} names a folder or a file; use letters, digits, '_', '-' and '.'")
+
+
+def _check_model(config: RunConfig) -> None:
+    model = config.model
+    sizes = {name: value for name, value in vars(model).items() if isinstance(value, int)}
+    _check_positive({f"model.{name}": value for name, value in sizes.items()})
+    _check_multiple("model.hidden_size", model.hidden_size, "model.num_heads", model.num_heads)
+    _check_multiple("model.num_heads", model.num_heads, "model.num_kv_heads", model.num_kv_heads)
+    if model.head_size % 2:
+        raise ConfigError(
+            f"model.hidden_size={model.hidden_size} gives heads of {model.head_size}, an odd size; rotary positions "
+            f"turn pairs of features, so choose hidden_size / num_heads even"
+        )
+    if model.vocab_size != config.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={model.vocab_size} differs from tokenizer.vocab_size={config.tokenizer.vocab_size} "
+            f"of tokenizer={config.tokenizer.name}; choose the tokenizer that belongs to the model, or set "
+            f"model.vocab_size={config.tokenizer.vocab_size}"
+        )
+
+
+def _check_multiple(setting: str, value: int, divisor_setting: str, divisor: int) -> None:
+    if value % divisor:
+        raise ConfigError(f"{setting}={value} is not a multiple of {divisor_setting}={divisor}; {_nearest(value, divisor)}")
+
+
+def _check_mix(setting: str, mix: MixConfig, corpora: Mapping[str, object]) -> None:
+    for name, weight in mix.weights.items():
+        if name not in corpora:
+            raise ConfigError(
+                f"{setting}.weights.{name}={weight:g}: {unknown('corpus', name, corpora)}; "
+                f"a corpus is configured by a file conf/corpus/{name}.yaml that the mix names in its defaults"
+            )
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"{setting}.weights.{name}={weight:g} is not a weight; use a number of 0 or more")
+    if not sum(mix.weights.values()) > 0:
+        raise ConfigError(f"{setting}.weights sum to zero, so nothing would be read; give a corpus a weight above 0")
+
+
+def _check_optimizer(config: RunConfig) -> None:
+    optimizer, schedule = config.optimizer, config.schedule
+    _check_positive({"optimizer.learning_rate": optimizer.learning_rate, "optimizer.eps": optimizer.eps,
+                     "optimizer.max_grad_norm": optimizer.max_grad_norm})  # fmt: skip
+    if not 0 <= schedule.min_learning_rate < optimizer.learning_rate:
+        raise ConfigError(
+            f"schedule.min_learning_rate={schedule.min_learning_rate:g} must lie below the peak "
+            f"optimizer.learning_rate={optimizer.learning_rate:g}, or nothing decays; "
+            f"a tenth of the peak is usual: {optimizer.learning_rate / 10:g}"
+        )
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise ConfigError(f"optimizer.betas={optimizer.betas} must be two numbers from 0 to below 1, such as [0.9,0.95]")
+    if optimizer.weight_decay < 0:
+        raise ConfigError(f"optimizer.weight_decay={optimizer.weight_decay:g} must be 0 or more")
+    if schedule.warmup_tokens >= schedule.horizon_tokens:
+        raise ConfigError(
+            f"schedule.warmup_tokens={schedule.warmup_tokens} must end before "
+            f"schedule.horizon_tokens={schedule.horizon_tokens}; shorten the warm-up or lengthen the horizon"
+        )
+
+
+def _check_stage(config: RunConfig) -> None:
+    stage, seq_len = config.stage, config.model.seq_len
+    _check_positive({"stage.tokens": stage.tokens, "stage.batch_tokens": stage.batch_tokens})
+    if stage.batch_tokens % seq_len:
+        raise ConfigError(
+            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of model.seq_len={seq_len}; "
+            f"{_nearest(stage.batch_tokens, seq_len)}"
+        )
+    if stage.tokens < stage.batch_tokens:
+        raise ConfigError(
+            f"stage.tokens={stage.tokens} is less than one batch (stage.batch_tokens={stage.batch_tokens}); "
+            f"lengthen the stage or shrink the batch"
+        )
+    if stage.ramp_tokens > stage.tokens:
+        raise ConfigError(
+            f"stage.ramp_tokens={stage.ramp_tokens} is longer than the stage (stage.tokens={stage.tokens}), so the "
+            f"target mixture would never be reached; shorten the ramp to {stage.tokens} or less"
+        )
+    if stage.ramp_tokens and stage.parent is None:
+        raise ConfigError(
+            f"stage.ramp_tokens={stage.ramp_tokens}: stage {stage.name} has no parent whose mixture it could start from; "
+            f"set stage.ramp_tokens=0 or name a stage.parent"
+        )
+    if stage.fork_at_tokens is not None and stage.parent is None:
+        raise ConfigError(f"stage.fork_at_tokens={stage.fork_at_tokens} needs a stage.parent to fork from")
+
+
+def _check_cluster(cluster: ClusterConfig) -> None:
+    counts = {"nodes": cluster.nodes, "processes": processes_per_node(cluster), "micro_batch": cluster.micro_batch}
+    _check_positive({f"cluster.{name}": value for name, value in counts.items()})
+    if cluster.zero_stage not in (1, 2, 3):
+        raise ConfigError(
+            f"cluster.zero_stage={cluster.zero_stage} must be 1, 2 or 3; stage 1 shards nothing but the optimizer's state "
+            f"and serves a single process too"
+        )
+    if cluster.shard_within_node and cluster.zero_stage != 3:
+        raise ConfigError(
+            f"cluster.shard_within_node=true keeps a node's copy of sharded weights, which only ZeRO stage 3 has; "
+            f"set cluster.zero_stage=3 (it is {cluster.zero_stage})"
+        )
+    if cluster.workers < 0:
+        raise ConfigError(f"cluster.workers={cluster.workers} must be 0 or more")
+
+
+def _check_batch(config: RunConfig) -> None:
+    stage, cluster, lanes = config.stage, config.cluster, config.order.lanes
+    processes = processes_per_node(cluster)
+    per_pass = cluster.nodes * processes * cluster.micro_batch * config.model.seq_len
+    if stage.batch_tokens % per_pass:
+        raise ConfigError(
+            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {per_pass} ({_count(cluster.nodes, 'node')} x "
+            f"{_count(processes, 'process', 'processes')} x micro-batch {cluster.micro_batch} x {config.model.seq_len} "
+            f"tokens); {_nearest(stage.batch_tokens, per_pass)}; or change cluster.micro_batch"
+        )
+    _check_positive({"order.lanes": lanes, "order.window": config.order.window})
+    _check_multiple("stage.batch_tokens", stage.batch_tokens, "order.lanes x model.seq_len", lanes * config.model.seq_len)
+
+
+def _check_intervals(config: RunConfig) -> None:
+    _check_positive(
+        {
+            "checkpoint.every_tokens": config.checkpoint.every_tokens,
+            "checkpoint.keep": config.checkpoint.keep,
+            "validation.every_tokens": config.validation.every_tokens,
+            "validation.samples": config.validation.samples,
+            "log_every_steps": config.log_every_steps,
+            "cluster.timeout_minutes": config.cluster.timeout_minutes,
+        }
+    )
+    fractions = {name: corpus.validation_fraction for name, corpus in config.corpora.items()}
+    for name, fraction in fractions.items():
+        if not 0 < fraction < 1:
+            raise ConfigError(f"corpora.{name}.validation_fraction={fraction:g} must lie between 0 and 1")
+
+
+def _check_horizon(path: Sequence[RunConfig]) -> None:
+    config = path[-1]
+    life = _life_tokens(config.stage for config in path)
+    if life > config.schedule.horizon_tokens:
+        stages = " -> ".join(f"{config.stage.name} {format_tokens(config.stage.tokens)}" for config in path)
+        raise ConfigError(
+            f"schedule.horizon_tokens={config.schedule.horizon_tokens} is shorter than the path to this stage, {life} "
+            f"tokens ({stages}), so its end would train at the floor; set schedule.horizon_tokens={life} or more"
+        )
+
+
+def _life_tokens(stages: Iterable[StageConfig]) -> int:
+    """Tokens from the root to the end of the last stage, as declared."""
+    life = 0
+    for stage in stages:
+        life = (life if stage.fork_at_tokens is None else stage.fork_at_tokens) + stage.tokens
+    return life
+
+
+def _check_positive(settings: Mapping[str, float]) -> None:
+    for setting, value in settings.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{setting}={value} must be above 0")
+
+
+def _nearest(value: int, divisor: int) -> str:
+    """The good values around `value`, for the end of a message."""
+    below, above = value // divisor * divisor, -(-value // divisor) * divisor
+    return f"nearest: {above}" if below == 0 else f"nearest: {below} and {above}"
+
+
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

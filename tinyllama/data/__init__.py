@@ -1,0 +1,1 @@
+"""From raw text to packed samples, and from shards to batches in exact order."""

@@ -1,0 +1,50 @@
+"""Prepared corpora of a configuration, as planning wants them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tinyllama.config.schema import CorpusConfig, RunConfig
+from tinyllama.data.manifest import Manifest, corpus_folder, read_manifest
+from tinyllama.errors import ConfigError
+from tinyllama.planning.corpora import Corpus, Inventory
+from tinyllama.planning.identity import digest
+
+
+def take_inventory(config: RunConfig) -> Inventory:
+    """All configured corpora: from their manifests, or with their published sizes while they are not prepared.
+
+    Raises:
+        ConfigError: corpora were prepared with different tokenizers.
+        DamageError: a manifest cannot be understood.
+    """
+    manifests = {name: read_manifest(folder) for name, folder in corpus_folders(config, config.corpora).items()}
+    prepared = {name: manifest for name, manifest in manifests.items() if manifest is not None}
+    digests = {manifest.tokenizer_digest: name for name, manifest in prepared.items()}
+    if len(digests) > 1:
+        raise ConfigError(
+            f"corpora {' and '.join(sorted(digests.values()))} were prepared with different models of "
+            f"tokenizer={config.tokenizer.name}; prepare them again with the present one"
+        )
+    corpora = {
+        name: _from_manifest(prepared[name]) if name in prepared else _from_config(corpus, config.model.seq_len)
+        for name, corpus in config.corpora.items()
+    }
+    return Inventory(corpora, next(iter(digests), None))
+
+
+def corpus_folders(config: RunConfig, names: Iterable[str]) -> dict[str, Path]:
+    """Where prepared corpora lie."""
+    return {name: corpus_folder(config.paths.data, config.tokenizer, config.model.seq_len, name) for name in names}
+
+
+def _from_manifest(manifest: Manifest) -> Corpus:
+    return Corpus(manifest.corpus, manifest.fingerprint, manifest.train.shard_samples)
+
+
+def _from_config(corpus: CorpusConfig, seq_len: int) -> Corpus:
+    return Corpus(
+        corpus.name,
+        digest({"not prepared": corpus.name, "tokens": corpus.tokens}),
+        shard_samples=(corpus.tokens // seq_len,),
+        prepared=False,
+    )

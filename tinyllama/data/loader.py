@@ -1,0 +1,163 @@
+"""Micro-batches of token ids in the exact order of the plan, for training and for validation."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tinyllama.data.mds import LocalDataset
+from tinyllama.data.streaming import ShardStore
+from tinyllama.errors import ConfigError, DamageError
+from tinyllama.planning.order import SampleOrder, Samples
+from tinyllama.world import World
+
+_CHUNK_SAMPLES = 512
+"""Positions that a reader looks up at a time, and how far ahead it fetches."""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Samples of one forward pass of one rank; all int64."""
+
+    tokens: Tensor
+    """[micro_batch, seq_len + 1]"""
+    corpus: Tensor
+    """[micro_batch], index into the order's names"""
+    draw: Tensor
+    """[micro_batch], counted from the root of the lineage"""
+    sample_id: Tensor
+    """[micro_batch], within the corpus"""
+
+
+def train_loader(
+    order: SampleOrder,
+    folders: Mapping[str, Path],
+    *,
+    micro_batch: int,
+    world: World,
+    start: int,
+    stop: int,
+    run_id: str,
+    workers: int = 0,
+    remotes: Mapping[str, str] | None = None,
+    cache_limit: int | None = None,
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of positions [start, stop) of a stage; all ranks must call it at the same point.
+
+    Args:
+        folders: the training shards of each corpus (a cache, if the corpus has a remote).
+        start, stop: in samples of the stage; micro-step u of all ranks together is the contiguous range of
+            world.size * micro_batch positions that begins at start + u * world.size * micro_batch.
+        run_id: distinguishes runs that share a node.
+        workers: processes that read; 0 reads in this one.
+
+    Raises:
+        DamageError: the shards on disk are not those that the order was planned for.
+    """
+    pass_samples = world.size * micro_batch
+    assert (stop - start) % pass_samples == 0, f"[{start}, {stop}) is no whole number of passes of {pass_samples}"
+    store = ShardStore(
+        {name: folders[name] for name in order.names},
+        world=world,
+        run_id=run_id,
+        remotes=remotes,
+        cache_limit=cache_limit,
+    )
+    for name, sizes in store.shard_samples.items():
+        if not np.array_equal(sizes, order.shard_samples[name]):
+            store.close()
+            raise DamageError(
+                f"{folders[name]} holds {sizes.sum()} samples in {sizes.size} shards, but the plan was made for "
+                f"{order.shard_samples[name].sum()} in {order.shard_samples[name].size}; prepare {name} again"
+            )
+    reader = _Reader(order, store, world=world, micro_batch=micro_batch, start=start, stop=stop)
+    return _read(reader, workers, store)
+
+
+def validation_loader(
+    folder: Path, *, samples: int, micro_batch: int, world: World, seq_len: int
+) -> Iterator[MicroBatch]:
+    """This rank's share of the first `samples` held-out samples of one corpus (all, if there are fewer).
+
+    The samples are divided as evenly as can be: ranks make equally many passes unless there are fewer samples than
+    passes in all. `corpus` is 0, and draw k is sample k.
+
+    Raises:
+        ConfigError: the samples have another length than seq_len + 1.
+    """
+    split = LocalDataset(str(folder))
+    count = min(samples, len(split))
+    passes = -(-count // (world.size * micro_batch))
+    for ids in np.array_split(np.arange(count), passes * world.size)[world.rank :: world.size]:
+        if ids.size:
+            rows = [split[int(index)]["tokens"] for index in ids]
+            if len(rows[0]) != seq_len + 1:
+                raise ConfigError(
+                    f"model.seq_len={seq_len}, but {folder} was prepared with {len(rows[0]) - 1}; prepare it again"
+                )
+            yield _micro_batch(rows, Samples(np.zeros_like(ids), ids, ids))
+
+
+def rank_positions(begins: NDArray[np.int64], *, world: World, micro_batch: int, lanes: int = 1) -> NDArray[np.int64]:
+    """This rank's positions in the micro-steps that begin at `begins`: [steps, micro_batch].
+
+    The positions of a step go to the ranks in equal slices, lane by lane, so that a node reads few lanes.
+    """
+    positions = begins[:, None] + np.arange(world.size * micro_batch)
+    by_lane = np.argsort(positions % lanes, axis=1, kind="stable")
+    mine = by_lane[:, world.rank * micro_batch : (world.rank + 1) * micro_batch]
+    return np.take_along_axis(positions, mine, axis=1)
+
+
+class _Reader(IterableDataset[MicroBatch]):
+    """Reads in the rank itself, or in its workers; they take micro-steps in turn, as DataLoader asks them in turn."""
+
+    def __init__(self, order: SampleOrder, store: ShardStore, *, world: World, micro_batch: int, start: int, stop: int):
+        self._order, self._store, self._world, self._micro_batch = order, store, world, micro_batch
+        self._begins = range(start, stop, world.size * micro_batch)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        worker = get_worker_info()
+        begins = self._begins[worker.id :: worker.num_workers] if worker else self._begins
+        for chunk in self._store.arrived(self._chunks(begins)):
+            for corpus, draw, sample_id in zip(chunk.corpus, chunk.draw, chunk.sample_id, strict=True):
+                rows = list(map(self._store.tokens, corpus.tolist(), sample_id.tolist()))
+                yield _micro_batch(rows, Samples(corpus, draw, sample_id))
+
+    def _chunks(self, begins: range) -> Iterator[Samples]:
+        """The samples of some steps at a time, [steps, micro_batch]."""
+        steps = -(-_CHUNK_SAMPLES // self._micro_batch)
+        for first in range(0, len(begins), steps):
+            some = np.asarray(begins[first : first + steps], np.int64)
+            yield self._order.samples(
+                rank_positions(some, world=self._world, micro_batch=self._micro_batch, lanes=self._order.lanes)
+            )
+
+
+def _read(reader: _Reader, workers: int, store: ShardStore) -> Iterator[MicroBatch]:
+    loader: DataLoader[MicroBatch] = DataLoader(
+        reader,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # else it would take a number from the generator of the run
+    )
+    try:
+        yield from loader
+    finally:
+        store.close()
+
+
+def _micro_batch(rows: list[NDArray[Any]], samples: Samples) -> MicroBatch:
+    return MicroBatch(
+        tokens=torch.from_numpy(np.stack(rows).astype(np.int64)),
+        corpus=torch.from_numpy(samples.corpus),
+        draw=torch.from_numpy(samples.draw),
+        sample_id=torch.from_numpy(samples.sample_id),
+    )

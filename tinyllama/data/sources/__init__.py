@@ -1,0 +1,1 @@
+"""Text that every Python installation holds or can make: the demo's raw corpora. Nothing is downloaded."""

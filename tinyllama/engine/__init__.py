@@ -1,0 +1,1 @@
+"""Training steps on DeepSpeed ZeRO, and the processes they run in."""

@@ -1,0 +1,80 @@
+"""The parts of a Llama block: rotary positions, grouped-query attention, SwiGLU.
+
+Projections that read the same input are one matrix: fewer, larger multiplications.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyllama.config.schema import ModelConfig
+from tinyllama.model.attention import Attention
+
+
+def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles, each fp32 [seq_len, 1, head_size / 2]."""
+    exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+    angles = torch.outer(torch.arange(config.seq_len, dtype=torch.float32), config.rope_theta**-exponents)
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn each head's first half against its second by the position's angles: [batch, length, heads, head_size]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class GroupedQueryAttention(nn.Module):
+    def __init__(self, config: ModelConfig, attention: Attention):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size = config.num_heads, config.num_kv_heads, config.head_size
+        self.attention = attention
+        self.qkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_size, bias=False)
+        self.out = nn.Linear(self.heads * self.head_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        positioned, values = (
+            self.qkv(x)
+            .view(batch, length, -1, self.head_size)
+            .split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        )
+        queries, keys = rotate(positioned, cosines, sines).split((self.heads, self.kv_heads), dim=2)
+        mixed = self.attention(queries, keys, values)
+        return self.out(mixed.reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(functional.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, attention: Attention):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = GroupedQueryAttention(config, attention)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cosines, sines)
+        return x + self.feed_forward(self.feed_forward_norm(x))

@@ -1,0 +1,204 @@
+"""Which sample stands at each position of a stage. Arithmetic on the sizes of shards; any position is found directly.
+
+A corpus has one endless order of draws, from the root of the family tree to every leaf. It depends on the corpus, the
+seed and the sizes of the shards alone, so a child goes on where its parent stopped, and variants see a corpus that they
+share in the same order.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tinyllama.errors import ConfigError
+from tinyllama.planning.mixture import Mixture
+from tinyllama.planning.permutation import permute, scramble
+
+Ids = NDArray[np.int64]
+
+_CUT, _SHARDS, _BLOCK, _SHARD = range(4)
+"""What a hash is for; no two uses share one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples at some positions; all arrays have the shape of the positions."""
+
+    corpus: Ids
+    """Index into the order's names."""
+    draw: Ids
+    """Which draw of the corpus, counted from the root of the lineage."""
+    sample_id: Ids
+    """Which sample of the corpus, in the order of its shards."""
+
+
+class SampleOrder:
+    """The samples of a stage: a mixture over corpora, each with its own order.
+
+    Args:
+        mixture: weights of the corpora, positions in samples.
+        shard_samples: samples of each shard, for every corpus of the mixture.
+        lanes: position n belongs to lane n % lanes, and each lane reads its own part of every corpus. All lanes draw
+            the same corpus at once, so shares are exact to `lanes` samples.
+        window: shards of a corpus among which samples are shuffled at a time.
+        start_draws: draws that ancestors made, per corpus; what their `draws_before` said.
+
+    Raises:
+        ConfigError: a corpus has fewer samples than lanes, or ancestors had other lanes.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        shard_samples: Mapping[str, Sequence[int] | Ids],
+        *,
+        seed: int,
+        lanes: int = 1,
+        window: int = 32,
+        start_draws: Mapping[str, int] = MappingProxyType({}),
+    ):
+        self.names, self.lanes = mixture.names, lanes
+        self.shard_samples = {name: np.asarray(shard_samples[name], np.int64) for name in self.names}
+        self._rounds = mixture.in_rounds(lanes)
+        self._ledger = dict(start_draws)
+        self._start = np.array([start_draws.get(name, 0) for name in self.names], np.int64)
+        self._orders = []
+        for name, sizes in self.shard_samples.items():
+            if sizes.sum() < lanes:
+                raise ConfigError(f"order.lanes={lanes} is more than the {sizes.sum()} samples of {name}; lower it")
+            if start_draws.get(name, 0) % lanes:
+                raise ConfigError(
+                    f"order.lanes={lanes} does not divide the {start_draws[name]} samples of {name} that the parent "
+                    f"has drawn; use the parent's order.lanes"
+                )
+            self._orders.append(CorpusOrder(sizes, _key(name, seed), lanes, window))
+
+    def samples(self, positions: ArrayLike) -> Samples:
+        """What stands at these positions of the stage, in whatever order they are asked for."""
+        rounds, lane = np.divmod(np.asarray(positions, np.int64), self.lanes)
+        corpus, ordinal = self._rounds.draws(rounds)
+        draw = self._start[corpus] + ordinal * self.lanes + lane
+        sample_id = np.empty_like(draw)
+        for index in np.unique(corpus):
+            here = corpus == index
+            sample_id[here] = self._orders[index].sample_ids(draw[here])
+        return Samples(corpus, draw, sample_id)
+
+    def draws_before(self, position: int) -> dict[str, int]:
+        """The ledger at a position: draws per corpus from the root, ancestors' other corpora included.
+
+        Raises:
+            ConfigError: the position is in the middle of a round of lanes.
+        """
+        if position % self.lanes:
+            raise ConfigError(
+                f"order.lanes={self.lanes} does not divide {position} samples; a stage must end with a whole round"
+            )
+        draws = self._start + self.lanes * self._rounds.counts(position // self.lanes)
+        return self._ledger | dict(zip(self.names, draws.tolist(), strict=True))
+
+    def epoch_samples(self, name: str) -> int:
+        """Draws in an epoch of the corpus."""
+        return self._orders[self.names.index(name)].epoch_samples
+
+
+class CorpusOrder:
+    """The endless order of one corpus, by draw; each epoch is another permutation of the corpus.
+
+    The shards are put in an order given by the key and cut into lanes of equal length (up to lanes - 1 samples are left
+    over); draw k * lanes + lane is the k-th of its lane. An epoch puts the shards of a lane in a new order, shuffles
+    each and cuts it into `window` pieces. Block t of the epoch holds piece 0 of shard t, piece 1 of shard t - 1 and so
+    on (cyclically), shuffled again: from block to block one shard comes and one goes.
+    """
+
+    def __init__(self, shard_samples: Sequence[int] | Ids, key: int, lanes: int = 1, window: int = 32):
+        sizes = np.asarray(shard_samples, np.int64)
+        self.samples = int(sizes.sum())
+        self.epoch_samples = self.samples - self.samples % lanes
+        assert self.epoch_samples > 0, f"{self.samples} samples in {lanes} lanes"
+        self._key, self._lanes, self._window = key, lanes, window
+        self._parts = _cut(sizes, scramble(key, _CUT, np.arange(sizes.size)), lanes)
+        self._arrangements: dict[tuple[int, int], _Arrangement] = {}
+
+    def sample_ids(self, draws: ArrayLike) -> Ids:
+        """Sample ids, from 0 to `samples` - 1, of these draws; the shape of `draws`."""
+        draws = np.asarray(draws, np.int64)
+        turns, lane = np.divmod(draws, self._lanes)
+        epoch, index = np.divmod(turns, self.epoch_samples // self._lanes)
+        ids = np.empty_like(draws)
+        for some_lane, some_epoch in np.unique(np.stack([lane.ravel(), epoch.ravel()]), axis=1).T.tolist():
+            here = (lane == some_lane) & (epoch == some_epoch)
+            ids[here] = self._arrangement(some_lane, some_epoch).sample_ids(index[here])
+        return ids
+
+    def _arrangement(self, lane: int, epoch: int) -> "_Arrangement":
+        found = self._arrangements.get((lane, epoch))
+        if found is None:
+            found = _Arrangement(self._parts[lane], int(scramble(self._key, lane, epoch)), self._window)
+            self._arrangements[lane, epoch] = found
+            while len(self._arrangements) > 2 * self._lanes:  # the present epoch of each lane and the next
+                del self._arrangements[next(iter(self._arrangements))]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Stretches of shards that make up a lane: the id of the first sample of each, and its length."""
+
+    first: Ids
+    size: Ids
+
+
+class _Arrangement:
+    """One epoch of one lane."""
+
+    def __init__(self, part: _Part, key: int, window: int):
+        order = np.argsort(scramble(key, _SHARDS, np.arange(part.size.size)), kind="stable")
+        self._first, self._size = part.first[order], part.size[order]
+        self._key, self._window = key, min(window, order.size)
+        blocks = sum(np.roll(self._piece(self._size, piece)[1], piece) for piece in range(self._window))
+        self._starts = np.append(0, np.cumsum(blocks))
+
+    def sample_ids(self, index: Ids) -> Ids:
+        """Sample ids at these places of the epoch, [n]."""
+        block = np.searchsorted(self._starts, index, side="right") - 1
+        start, size = self._starts[block], self._starts[block + 1] - self._starts[block]
+        place = permute(index - start, size, scramble(self._key, _BLOCK, block))
+        pieces = np.arange(self._window)
+        shards = (block[:, None] - pieces) % self._size.size
+        begins, lengths = self._piece(self._size[shards], pieces)
+        ends = np.cumsum(lengths, axis=1)
+        piece = (ends <= place[:, None]).sum(axis=1)
+        chosen = np.arange(index.size), piece
+        shard, inside = shards[chosen], begins[chosen] + place - (ends - lengths)[chosen]
+        ids: Ids = self._first[shard] + permute(inside, self._size[shard], scramble(self._key, _SHARD, shard))
+        return ids
+
+    def _piece(self, size: Ids, piece: ArrayLike) -> tuple[Ids, Ids]:
+        """Begin and length of a piece of a shard of `size` samples."""
+        piece = np.asarray(piece)
+        begin = size * piece // self._window
+        return begin, size * (piece + 1) // self._window - begin
+
+
+def _cut(sizes: Ids, hashes: NDArray[np.uint64], lanes: int) -> list[_Part]:
+    """Put shards in the order of their hashes and cut the row into lanes of equal length."""
+    order = np.argsort(hashes, kind="stable")
+    ids = (np.cumsum(sizes) - sizes)[order]
+    ends = np.cumsum(sizes[order])
+    begins = ends - sizes[order]
+    length = int(ends[-1]) // lanes
+    parts = []
+    for start in range(0, length * lanes, length):
+        low, high = np.maximum(begins, start), np.minimum(ends, start + length)
+        inside = low < high
+        parts.append(_Part((ids + low - begins)[inside], (high - low)[inside]))
+    return parts
+
+
+def _key(name: str, seed: int) -> int:
+    digest = hashlib.sha256(f"{name}\0{seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

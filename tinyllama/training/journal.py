@@ -1,0 +1,119 @@
+"""What a run writes down of each step: metrics.jsonl, samples.jsonl, and the same metrics for the tracker."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tinyllama.data.loader import MicroBatch, rank_positions
+from tinyllama.lineage.record import Tracker
+from tinyllama.planning.order import SampleOrder
+from tinyllama.training.hooks import Hook
+from tinyllama.training.metrics import StepReport
+from tinyllama.world import World
+
+
+class Journal(Hook):
+    """metrics.jsonl: one object per step."""
+
+    def __init__(self, path: Path, last_step: int):
+        self._file = open_journal(path, last_step)
+
+    def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
+        write_line(self._file, metrics_of(report))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Trace(Hook):
+    """samples.jsonl: which samples each step was trained on, as the ranks' loaders delivered them, in batch order."""
+
+    def __init__(self, path: Path, last_step: int, order: SampleOrder, world: World):
+        self._order, self._world = order, world
+        self._file = open_journal(path, last_step) if world.is_main else None
+
+    def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
+        read = [torch.stack([micro.corpus, micro.draw, micro.sample_id], dim=-1) for micro in batch]
+        mine = torch.cat([self._positions(report, batch), torch.cat(read)], dim=1)
+        everyone: list[Any] = [None] * self._world.size
+        dist.all_gather_object(everyone, mine)
+        if self._file is not None:
+            rows = torch.cat(everyone)
+            rows = rows[rows[:, 0].argsort()]
+            samples = [[self._order.names[corpus], draw, sample] for _, corpus, draw, sample in rows.tolist()]
+            progress = report.progress
+            write_line(self._file, {"step": progress.step, "tokens": progress.tokens, "samples": samples})
+
+    def _positions(self, report: StepReport, batch: Sequence[MicroBatch]) -> torch.Tensor:
+        """Where this rank's samples stand in the stage: [samples, 1]."""
+        micro_batch = len(batch[0].corpus)
+        begins = np.arange(report.before.samples, report.progress.samples, self._world.size * micro_batch)
+        positions = rank_positions(begins, world=self._world, micro_batch=micro_batch, lanes=self._order.lanes)
+        return torch.from_numpy(positions).reshape(-1, 1)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Tracking(Hook):
+    """Hands each step's metrics to the tracker."""
+
+    def __init__(self, tracker: Tracker, every_steps: int):
+        self._tracker, self._every_steps = tracker, every_steps
+
+    def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
+        if report.progress.step % self._every_steps == 0 or report.validation:
+            self._tracker.metrics(report.progress.step, flat_metrics(metrics_of(report)))
+
+
+def metrics_of(report: StepReport) -> dict[str, Any]:
+    """A step as metrics.jsonl has it."""
+    metrics: dict[str, Any] = {
+        "step": report.progress.step,
+        "tokens": report.progress.tokens,
+        "loss": report.loss,
+        "learning_rate": report.learning_rate,
+        "grad_norm": report.grad_norm if report.applied else None,
+        "tokens_per_second": round(report.tokens_per_second, 1),
+        "mfu": report.mfu,
+        "corpus_losses": report.corpus_losses,
+        "corpus_samples": report.corpus_samples,
+    }
+    return metrics | ({"validation": report.validation} if report.validation else {})
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among the metrics, members of a group as "validation/slimpajama"."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{member}": float(entry) for member, entry in value.items()}
+        elif value is not None and name != "step":
+            flat[name] = float(value)
+    return flat
+
+
+def open_journal(path: Path, last_step: int) -> IO[str]:
+    """A file of one JSON object per line, to be gone on with after `last_step`: what a lost run wrote beyond is cut off."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+                break
+            kept.append(line)
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text("".join(kept), encoding="utf-8")
+    aside.replace(path)
+    return path.open("a", encoding="utf-8")
+
+
+def write_line(file: IO[str], value: Mapping[str, Any]) -> None:
+    """Append one object; at once, so that a killed run has lost none before its last checkpoint."""
+    file.write(json.dumps(value, separators=(",", ":")) + "\n")
+    file.flush()

@@ -1,0 +1,226 @@
+"""One stage from start to DONE, in every rank."""
+
+import json
+import logging
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tinyllama.checkpoint.layout import RunFolder
+from tinyllama.checkpoint.resume import find_start
+from tinyllama.checkpoint.store import CheckpointStore, write_durably
+from tinyllama.config.load import to_yaml
+from tinyllama.config.schema import RunConfig
+from tinyllama.data.inventory import corpus_folders
+from tinyllama.data.loader import train_loader
+from tinyllama.data.manifest import TRAIN, VALIDATION, read_manifest
+from tinyllama.engine import startup
+from tinyllama.engine.zero import ZeroEngine
+from tinyllama.errors import Stopped
+from tinyllama.lineage.null import NullTracker
+from tinyllama.lineage.record import Dataset, RunRecord, Status, Tracker
+from tinyllama.lineage.tracking import build_tracker
+from tinyllama.model.llama import build_model
+from tinyllama.planning.document import plan_document
+from tinyllama.planning.flops import flops_per_token
+from tinyllama.planning.identity import flatten
+from tinyllama.planning.plan import RunPlan
+from tinyllama.planning.progress import Progress
+from tinyllama.training.display import build_display
+from tinyllama.training.gate import sole_trainer
+from tinyllama.training.hooks import Checkpointing, Hook, Watch
+from tinyllama.training.journal import Journal, Trace, Tracking
+from tinyllama.training.loop import grouped, train
+from tinyllama.training.metrics import Meter
+from tinyllama.training.stopping import StopRequest
+from tinyllama.training.validation import Validation
+from tinyllama.units import format_seconds, format_tokens
+from tinyllama.world import World
+
+log = logging.getLogger(__name__)
+
+
+def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str]) -> None:
+    """Train a stage, from wherever it stands to its end.
+
+    Raises:
+        Stopped: a signal asked for it; the state is saved.
+        DamageError: there is no sound state to go on from.
+    """
+    folder = RunFolder.of(config.paths.runs, plan)
+    with sole_trainer(folder) if World.from_environment().is_main else nullcontext():
+        _run_rank(config, plan, tuple(variants))
+
+
+def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...]) -> None:
+    stop = StopRequest()
+    stop.listen()
+    world = startup.initialize(config.cluster)
+    try:
+        checkpoint, progress = find_start(plan, config.paths.runs)
+        engine = _build_engine(config, plan, world)
+        if checkpoint is not None:
+            engine.load(checkpoint.path)
+        _Stage(config, plan, variants, world, engine).train(progress, stop)
+    finally:
+        startup.finalize()
+
+
+class _Stage:
+    """What training a stage needs, brought together."""
+
+    def __init__(
+        self, config: RunConfig, plan: RunPlan, variants: tuple[str, ...], world: World, engine: ZeroEngine
+    ):
+        self.config, self.plan, self.variants, self.world, self.engine = config, plan, variants, world, engine
+        self.folder = RunFolder.of(config.paths.runs, plan)
+
+    def train(self, progress: Progress, stop: StopRequest) -> None:
+        tracker = self._tracker()
+        status: Status = "FAILED"
+        try:
+            if self.world.is_main:
+                self._describe()
+                self._announce(progress)
+            tracker.start(self._record())
+            tracker.artifacts([self.folder.identity, self.folder.plan, self.folder.config])
+            status = self._train(progress, stop, tracker)
+        finally:
+            tracker.finish(status)
+        if status == "KILLED":
+            raise Stopped(f"stage {self.plan.stage} stopped after a checkpoint; the same command goes on from there")
+
+    def _train(self, progress: Progress, stop: StopRequest, tracker: Tracker) -> Status:
+        config, plan, started = self.config, self.plan, time.monotonic()
+        micro_batches = train_loader(
+            plan.order,
+            {name: path / TRAIN for name, path in corpus_folders(config, plan.corpora).items()},
+            micro_batch=config.cluster.micro_batch,
+            world=self.world,
+            start=progress.samples,
+            stop=plan.samples,
+            run_id=plan.digest,
+            workers=config.cluster.workers,
+        )
+        peak = config.cluster.gpu_peak_tflops
+        meter = Meter(
+            plan.order.names,
+            plan.seq_len,
+            flops_per_token(config.model),
+            peak * 1e12 * self.world.size if peak else None,
+        )
+        with ExitStack() as stack:
+            hooks = self._hooks(progress, tracker)
+            for hook in hooks:
+                stack.callback(hook.close)
+            batches = grouped(micro_batches, self.engine.accumulation)
+            progress = train(self.engine, batches, plan, progress, meter, hooks, stop)
+        if progress.step < plan.steps:
+            return "KILLED"
+        if self.world.is_main:
+            write_durably(self.folder.done, json.dumps(asdict(progress) | self._last_validation()) + "\n")
+            self._say(f"done in {format_seconds(time.monotonic() - started)}: {self.folder.path}")
+        return "FINISHED"
+
+    def _hooks(self, progress: Progress, tracker: Tracker) -> list[Hook]:
+        """In the order in which they see a step: what measures before what writes down, what saves last."""
+        config, plan, world = self.config, self.plan, self.world
+        main_only: list[Hook] = []
+        if world.is_main:
+            main_only = [
+                Journal(self.folder.metrics, progress.step),
+                Tracking(tracker, config.log_every_steps),
+                build_display(plan, progress.step),
+            ]
+        store = CheckpointStore(
+            self.folder, plan.digest, world, config.checkpoint.keep, protected=[plan.end_tokens, *self._milestones()]
+        )
+        return [
+            Watch(),
+            Validation(
+                self.engine, plan, config.validation, self._validation_folders(), config.cluster.micro_batch, world
+            ),
+            *main_only,
+            *([Trace(self.folder.samples, progress.step, plan.order, world)] if config.trace else []),
+            Checkpointing(self.engine, store, plan, config.checkpoint),
+        ]
+
+    def _milestones(self) -> list[int]:
+        """Positions after the steps that reach the declared milestones."""
+        batch, start = self.plan.batch_tokens, self.plan.start_tokens
+        return [start + -(-(tokens - start) // batch) * batch for tokens in self.config.checkpoint.milestones]
+
+    def _validation_folders(self) -> dict[str, Path]:
+        """Held-out samples of every configured corpus that is prepared, trained on or not."""
+        folders = corpus_folders(self.config, self.config.corpora)
+        return {name: path / VALIDATION for name, path in folders.items() if read_manifest(path) is not None}
+
+    def _describe(self) -> None:
+        """The files that say what the run is, written before its first step."""
+        identity = {"digest": self.plan.digest, "meaning": self.plan.meaning}
+        write_durably(self.folder.identity, json.dumps(identity, indent=1, default=str) + "\n")
+        document = plan_document(self.plan, self.variants, self.folder.status.value, str(self.folder.path))
+        write_durably(self.folder.plan, json.dumps(document, indent=1) + "\n")
+        write_durably(self.folder.config, to_yaml(self.config))
+
+    def _announce(self, progress: Progress) -> None:
+        plan = self.plan
+        mix = ", ".join(f"{name} {weight:.0%}" for name, weight in plan.end_weights.items())
+        self._say(
+            f"{format_tokens(plan.tokens)} tokens in {plan.steps} steps of {format_tokens(plan.batch_tokens)}, from "
+            f"{format_tokens(plan.start_tokens)} to {format_tokens(plan.end_tokens)} of life; {mix}"
+        )
+        if progress.step:
+            self._say(f"goes on after step {progress.step}")
+
+    def _say(self, text: str) -> None:
+        log.info("%s [%s] %s", self.plan.name, ", ".join(self.variants), text)
+
+    def _tracker(self) -> Tracker:
+        runs = Path(self.config.paths.runs)
+        return build_tracker(self.config.tracking, runs) if self.world.is_main else NullTracker()
+
+    def _record(self) -> RunRecord:
+        plan = self.plan
+        return RunRecord(
+            family=plan.family,
+            stage=plan.stage,
+            variants=self.variants,
+            digest=plan.digest,
+            parent_digest=plan.parent.digest if plan.parent else None,
+            params=_params(plan.meaning),
+            datasets=tuple(
+                Dataset(name, plan.corpora[name].fingerprint, str(folder), plan.corpora[name].samples)
+                for name, folder in corpus_folders(self.config, plan.corpora).items()
+            ),
+            git_commit=_git_commit(),
+            directory=self.folder.path,
+        )
+
+    def _last_validation(self) -> dict[str, Any]:
+        with self.folder.metrics.open(encoding="utf-8") as file:
+            *_, last = file
+        return {"validation": json.loads(last).get("validation", {})}
+
+
+def _build_engine(config: RunConfig, plan: RunPlan, world: World) -> ZeroEngine:
+    model = build_model(config.model, config.cluster.attention, startup.device())
+    model.initialize(config.seed)
+    accumulation = plan.batch_samples // (config.cluster.micro_batch * world.size)
+    return ZeroEngine(model, config.optimizer, config.cluster, accumulation, world)
+
+
+def _params(meaning: Mapping[str, Any]) -> dict[str, str | int | float]:
+    flat = flatten(meaning)
+    return {name: value if isinstance(value, (int, float)) else str(value) for name, value in flat.items()}
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, when it runs from a repository."""
+    folder = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -1,0 +1,21 @@
+"""Being asked to stop: SIGTERM and USR1 set a flag, the loop looks at it after each step."""
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether this process was asked to stop. The ranks agree on it when they reduce the step's metrics."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> None:
+        """From now on the signals ask; until now they killed."""
+        for number in SIGNALS:
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True

@@ -1,0 +1,41 @@
+"""The processes of a run as a value: who am I, among how many, on which node."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class World:
+    """Place of one process: `rank` of `size` in all, `local_rank` of `local_size` on this node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "World":
+        """What torchrun, srun (with RANK exported) or our own start-up put into the environment; alone without it."""
+        if "RANK" not in environ:
+            return cls()
+        size = int(environ["WORLD_SIZE"])
+        return cls(
+            rank=int(environ["RANK"]),
+            size=size,
+            local_rank=int(environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0"))),
+            local_size=int(environ.get("LOCAL_WORLD_SIZE", size)),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
+    """How many GPUs this process may use, without loading torch."""
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in devices.glob("nvidia*"))
