@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tinyllama.config.load import load
+from tinyllama.config.load import load, typed_overrides
 from tinyllama.config.location import conf_folder, expose_launchers
 from tinyllama.config.mistakes import COMPLAINTS, explain
 from tinyllama.config.schema import RunConfig
@@ -87,15 +87,20 @@ def _compose(overrides: tuple[str, ...]) -> RunConfig:
     return load(hydra.compose("config", overrides=list(overrides)))
 
 
-def _start_hydra(main: Main) -> None:
+def prepare_hydra() -> None:
+    """Make the schema and the launchers known, and have errors reach us as exceptions."""
     # Without it Hydra prints its own half of a stack trace and leaves with 1, whatever went wrong.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     expose_launchers()
     ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def _start_hydra(main: Main) -> None:
+    prepare_hydra()
     errors: list[TinyllamaError] = []
 
     def task(raw: DictConfig) -> None:
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = typed_overrides(HydraConfig.instance().cfg)
         try:
             main(load(raw), overrides)
         except TinyllamaError as error:  # Hydra would add lines of its own about it

@@ -29,6 +29,13 @@ def load(raw: DictConfig) -> RunConfig:
     return config
 
 
+def typed_overrides(raw: DictConfig) -> list[str]:
+    """The overrides of the command line as they were typed, interpolations unresolved."""
+    texts = OmegaConf.to_container(raw.hydra.overrides.task, resolve=False)
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]
+
+
 def to_yaml(config: RunConfig) -> str:
     """The config as people read it back, everything resolved."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

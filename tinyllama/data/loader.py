@@ -17,6 +17,9 @@ from tinyllama.errors import ConfigError, DamageError
 from tinyllama.planning.order import SampleOrder, Samples
 from tinyllama.world import World
 
+_Rows = tuple[NDArray[Any], Samples]
+"""A micro-batch as read: tokens [micro_batch, seq_len + 1] of uint16 or uint32, and what they are."""
+
 _CHUNK_SAMPLES = 512
 """Positions that a reader looks up at a time, and how far ahead it fetches."""
 
@@ -83,7 +86,7 @@ def train_loader(
 def validation_loader(
     folder: Path, *, samples: int, micro_batch: int, world: World, seq_len: int
 ) -> Iterator[MicroBatch]:
-    """This rank's share of the first `samples` held-out samples of one corpus (all, if there are fewer).
+    """This rank's share of the first `samples` held-out samples of one corpus (all, if there are fewer; none at worst).
 
     The samples are divided as evenly as can be: ranks make equally many passes unless there are fewer samples than
     passes in all. `corpus` is 0, and draw k is sample k.
@@ -91,6 +94,8 @@ def validation_loader(
     Raises:
         ConfigError: the samples have another length than seq_len + 1.
     """
+    if not (folder / "index.json").exists():  # no document was held out
+        return
     split = LocalDataset(str(folder))
     count = min(samples, len(split))
     passes = -(-count // (world.size * micro_batch))
@@ -101,7 +106,7 @@ def validation_loader(
                 raise ConfigError(
                     f"model.seq_len={seq_len}, but {folder} was prepared with {len(rows[0]) - 1}; prepare it again"
                 )
-            yield _micro_batch(rows, Samples(np.zeros_like(ids), ids, ids))
+            yield _micro_batch(np.stack(rows), Samples(np.zeros_like(ids), ids, ids))
 
 
 def rank_positions(begins: NDArray[np.int64], *, world: World, micro_batch: int, lanes: int = 1) -> NDArray[np.int64]:
@@ -115,20 +120,20 @@ def rank_positions(begins: NDArray[np.int64], *, world: World, micro_batch: int,
     return np.take_along_axis(positions, mine, axis=1)
 
 
-class _Reader(IterableDataset[MicroBatch]):
+class _Reader(IterableDataset[_Rows]):
     """Reads in the rank itself, or in its workers; they take micro-steps in turn, as DataLoader asks them in turn."""
 
     def __init__(self, order: SampleOrder, store: ShardStore, *, world: World, micro_batch: int, start: int, stop: int):
         self._order, self._store, self._world, self._micro_batch = order, store, world, micro_batch
         self._begins = range(start, stop, world.size * micro_batch)
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[_Rows]:
         worker = get_worker_info()
         begins = self._begins[worker.id :: worker.num_workers] if worker else self._begins
         for chunk in self._store.arrived(self._chunks(begins)):
             for corpus, draw, sample_id in zip(chunk.corpus, chunk.draw, chunk.sample_id, strict=True):
                 rows = list(map(self._store.tokens, corpus.tolist(), sample_id.tolist()))
-                yield _micro_batch(rows, Samples(corpus, draw, sample_id))
+                yield np.stack(rows), Samples(corpus, draw, sample_id)
 
     def _chunks(self, begins: range) -> Iterator[Samples]:
         """The samples of some steps at a time, [steps, micro_batch]."""
@@ -141,22 +146,28 @@ class _Reader(IterableDataset[MicroBatch]):
 
 
 def _read(reader: _Reader, workers: int, store: ShardStore) -> Iterator[MicroBatch]:
-    loader: DataLoader[MicroBatch] = DataLoader(
+    loader: DataLoader[_Rows] = DataLoader(
         reader,
         batch_size=None,
         num_workers=workers,
+        collate_fn=_unchanged,
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # else it would take a number from the generator of the run
     )
     try:
-        yield from loader
+        yield from (_micro_batch(*rows) for rows in loader)
     finally:
         store.close()
 
 
-def _micro_batch(rows: list[NDArray[Any]], samples: Samples) -> MicroBatch:
+def _unchanged(rows: _Rows) -> _Rows:
+    """Arrays as read come through a pipe faster than tensors, each of which is a file of shared memory."""
+    return rows
+
+
+def _micro_batch(rows: NDArray[Any], samples: Samples) -> MicroBatch:
     return MicroBatch(
-        tokens=torch.from_numpy(np.stack(rows).astype(np.int64)),
+        tokens=torch.from_numpy(rows.astype(np.int64)),
         corpus=torch.from_numpy(samples.corpus),
         draw=torch.from_numpy(samples.draw),
         sample_id=torch.from_numpy(samples.sample_id),

@@ -6,12 +6,12 @@ Light on purpose: planning commands read manifests without importing numpy, stre
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tinyllama.config.schema import TokenizerConfig
 from tinyllama.errors import DamageError
+from tinyllama.planning.identity import digest
 
 MANIFEST = "manifest.json"
 TRAIN = "train"
@@ -141,11 +141,6 @@ def fingerprint(
             "seq_len": seq_len,
         }
     )
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON-like value, the same however its mappings are ordered."""
-    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _split(fields: Mapping[str, Any]) -> SplitManifest:

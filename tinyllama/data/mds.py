@@ -26,6 +26,7 @@ def _import_without(names: tuple[str, ...]) -> None:
 _import_without(_UNUSED)
 
 import streaming.base.dataset as dataset_module  # noqa: E402
+import streaming.base.format.mds.reader as reader_module  # noqa: E402
 from streaming.base import LocalDataset, MDSWriter, Stream, StreamingDataset  # noqa: E402
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN  # noqa: E402
 from streaming.base.world import World as StreamingWorld  # noqa: E402
@@ -40,4 +41,5 @@ __all__ = [
     "StreamingDataset",
     "StreamingWorld",
     "dataset_module",
+    "reader_module",
 ]

@@ -104,18 +104,18 @@ def _cut(sources: Sequence[Source]) -> Iterator[list[Path]]:
         yield [Path(member.path) for member in group]
 
 
-def _in_parallel(jobs: Sequence[tuple[Recipe, list[Path], Path]], processes: int) -> Iterator[None]:
+def _in_parallel(jobs: Sequence[tuple[Recipe, list[Path], Path]], processes: int) -> Iterator[Path]:
     if min(processes, len(jobs)) <= 1:
         yield from (_make_part(*job) for job in jobs)
         return
     # A fork server imports once, and unlike a plain fork inherits no thread of ours in mid-lock.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "tinyllama.data.mds"])
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
         yield from pool.map(_make_part, *zip(*jobs, strict=True))
 
 
-def _make_part(recipe: Recipe, paths: list[Path], folder: Path) -> None:
+def _make_part(recipe: Recipe, paths: list[Path], folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tally = Tally()
@@ -137,6 +137,7 @@ def _make_part(recipe: Recipe, paths: list[Path], folder: Path) -> None:
     tally.left_over = {split: packers[split].left_over.tolist() for split in SPLITS}
     # Written last: a part that has it is whole.
     (folder / RESULT).write_text(json.dumps(vars(tally)), encoding="utf-8")
+    return folder
 
 
 def _batches(documents: Iterable[Document], validation_fraction: float) -> Iterator[tuple[str, list[str]]]:

@@ -4,8 +4,6 @@ The files of a corpus are cut into parts (parts.py), which are joined here; what
 """
 
 import fcntl
-import glob
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,17 +25,18 @@ from tinyllama.data.manifest import (
     Source,
     SplitManifest,
     corpus_folder,
-    digest,
     fingerprint,
     read_manifest,
     write_manifest,
 )
 from tinyllama.data.packing import Packer, token_dtype
 from tinyllama.data.parts import SPLITS, Recipe, cores, make_parts, read_tally
-from tinyllama.data.progress import Progress, silent
+from tinyllama.data.readers import find_files
+from tinyllama.data.reporter import Reporter, silent
 from tinyllama.data.shards import ShardWriter, merge_shards
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.errors import ConfigError
+from tinyllama.planning.identity import digest
 
 # Small corpora get small shards, so that there are enough of them to shuffle among.
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 1 << 16, 1 << 23
@@ -51,7 +50,7 @@ def prepare_corpus(
     tokenizer: TokenizerConfig,
     seq_len: int,
     data: str | Path,
-    progress: Progress = silent,
+    progress: Reporter = silent,
     processes: int | None = None,
 ) -> Manifest:
     """Prepare a corpus below `data`, or find that it is prepared already from the same inputs.
@@ -79,24 +78,6 @@ def prepare_corpus(
         manifest = _join_parts(recipe, sources, parts, whole, inputs, model)
         _put_in_place(whole, folder)
     return manifest
-
-
-def find_files(corpus: CorpusConfig) -> list[Path]:
-    """The raw files of a corpus, in the order of its globs and by name within each.
-
-    Raises:
-        ConfigError: a glob matches nothing.
-    """
-    found: dict[Path, None] = {}
-    for pattern in corpus.files:
-        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        if not matches:
-            raise ConfigError(
-                f"corpora.{corpus.name}.files={pattern} matches no file; put the corpus there, "
-                "or build the demo's: python -m tinyllama.sample +scale=demo"
-            )
-        found.update(dict.fromkeys(map(Path, matches)))
-    return list(found)
 
 
 # ---------------------------------------------------------------- what goes in

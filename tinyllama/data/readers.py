@@ -1,7 +1,9 @@
 """Raw corpus files -> documents: one reader per format, then the corpus's own filters. Memory stays bounded."""
 
+import glob
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +32,24 @@ class Document:
 
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, and its fields."""
+
+
+def find_files(corpus: CorpusConfig) -> list[Path]:
+    """The raw files of a corpus, in the order of its globs and by name within each.
+
+    Raises:
+        ConfigError: a glob matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in corpus.files:
+        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not matches:
+            raise ConfigError(
+                f"corpora.{corpus.name}.files={pattern} matches no file; put the corpus there, "
+                "or build the demo's: python -m tinyllama.sample +scale=demo"
+            )
+        found.update(dict.fromkeys(map(Path, matches)))
+    return list(found)
 
 
 def read_documents(path: Path, corpus: CorpusConfig, skipped: Counter[str]) -> Iterator[Document]:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.data.manifest import Shard
-from tinyllama.data.mds import MDSWriter
 
 COLUMN = "tokens"
 INDEX = "index.json"
@@ -21,6 +20,9 @@ class ShardWriter:
     """Writes samples into a new folder; its `shards` are known once the context is left."""
 
     def __init__(self, folder: Path, dtype: np.dtype, shard_bytes: int) -> None:
+        # Brings torch with it, which finding a corpus prepared does without.
+        from tinyllama.data.mds import MDSWriter
+
         self.folder = folder
         self._writer = MDSWriter(
             out=str(folder), columns={COLUMN: f"ndarray:{dtype.name}"}, hashes=["sha256"], size_limit=shard_bytes

@@ -33,7 +33,8 @@ def _import_deepspeed() -> Any:
     mlflow = sys.modules.get("mlflow", absent)
     sys.modules["mlflow"] = None  # type: ignore[assignment]  # its autotuner would import it, and does without
     try:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed\.")
+        for module in (r"deepspeed\.", r"torch\.distributed\."):  # collectives that it calls by their former names
+            warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.bf16_optimizer

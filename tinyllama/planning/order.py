@@ -1,8 +1,8 @@
 """Which sample stands at each position of a stage. Arithmetic on the sizes of shards; any position is found directly.
 
-A corpus has one endless order of draws, from the root of the family tree to every leaf. It depends on the corpus, the
-seed and the sizes of the shards alone, so a child goes on where its parent stopped, and variants see a corpus that they
-share in the same order.
+A corpus has one endless order of draws, from the root of the family tree to every leaf. It depends on the corpus' name
+and shards, the seed, lanes and window, and on nothing of the mix, the batch or the machines: a child goes on where its
+parent stopped, and variants see a corpus that they share in the same order.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from tinyllama.planning.permutation import permute, scramble
 
 Ids = NDArray[np.int64]
 
-_CUT, _SHARDS, _BLOCK, _SHARD = range(4)
-"""What a hash is for; no two uses share one."""
+_CUT, _EPOCH, _SHARDS, _BLOCK, _SHARD = range(5)
+"""What a hash is for; each is the first word after the key."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,15 +119,16 @@ class CorpusOrder:
         self.samples = int(sizes.sum())
         self.epoch_samples = self.samples - self.samples % lanes
         assert self.epoch_samples > 0, f"{self.samples} samples in {lanes} lanes"
-        self._key, self._lanes, self._window = key, lanes, window
+        self.lanes = lanes
+        self._key, self._window = key, window
         self._parts = _cut(sizes, scramble(key, _CUT, np.arange(sizes.size)), lanes)
         self._arrangements: dict[tuple[int, int], _Arrangement] = {}
 
     def sample_ids(self, draws: ArrayLike) -> Ids:
         """Sample ids, from 0 to `samples` - 1, of these draws; the shape of `draws`."""
         draws = np.asarray(draws, np.int64)
-        turns, lane = np.divmod(draws, self._lanes)
-        epoch, index = np.divmod(turns, self.epoch_samples // self._lanes)
+        turns, lane = np.divmod(draws, self.lanes)
+        epoch, index = np.divmod(turns, self.epoch_samples // self.lanes)
         ids = np.empty_like(draws)
         for some_lane, some_epoch in np.unique(np.stack([lane.ravel(), epoch.ravel()]), axis=1).T.tolist():
             here = (lane == some_lane) & (epoch == some_epoch)
@@ -137,9 +138,9 @@ class CorpusOrder:
     def _arrangement(self, lane: int, epoch: int) -> "_Arrangement":
         found = self._arrangements.get((lane, epoch))
         if found is None:
-            found = _Arrangement(self._parts[lane], int(scramble(self._key, lane, epoch)), self._window)
+            found = _Arrangement(self._parts[lane], int(scramble(self._key, _EPOCH, lane, epoch)), self._window)
             self._arrangements[lane, epoch] = found
-            while len(self._arrangements) > 2 * self._lanes:  # the present epoch of each lane and the next
+            while len(self._arrangements) > 2 * self.lanes:  # the present epoch of each lane and the next
                 del self._arrangements[next(iter(self._arrangements))]
         return found
 

@@ -51,7 +51,7 @@ class Lines(Hook):
         self._plan, self._stream, self._last = plan, stream, time.monotonic()
 
     def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
-        every = max(1, self._plan.steps // LINES)
+        every = -(-self._plan.steps // LINES)
         step = report.progress.step
         if step % every == 0 or report.validation or time.monotonic() - self._last > SECONDS:
             self._last = time.monotonic()

@@ -61,7 +61,7 @@ def paragraphs(text: str) -> Iterator[str]:
 def _sources() -> Iterator[tuple[str, str, Callable[[], str]]]:
     """(package, set name, what reads the text), the smallest kinds first so that none is crowded out."""
     for name in sorted(topics.topics):
-        yield "topics", "RedPajamaBook", partial(topics.topics.get, name)
+        yield "topics", "RedPajamaBook", partial(topics.topics.__getitem__, name)
     for file in installed_files("METADATA"):
         yield "descriptions", "RedPajamaCommonCrawl", partial(_description, file)
     for suffix in ("LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING"):

@@ -1,6 +1,6 @@
 """Families of mathematical problems with solutions in LaTeX; each draws its numbers, so that no two are alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import comb, factorial, isqrt
@@ -356,13 +356,14 @@ def square_root(random: Random) -> Problem:
     )
 
 
-def polynomial(coefficients: list[int] | list[Fraction]) -> str:
+def polynomial(coefficients: Sequence[int | Fraction]) -> str:
     """LaTeX of a polynomial from its coefficients, the constant first."""
     terms = []
-    for power, value in reversed(list(enumerate(coefficients))):
+    for power in reversed(range(len(coefficients))):
+        value = Fraction(coefficients[power])
         if value:
             variable = "" if power == 0 else "x" if power == 1 else f"x^{{{power}}}"
-            size = "" if abs(value) == 1 and power else latex(Fraction(abs(value)))
+            size = "" if abs(value) == 1 and power else latex(abs(value))
             terms.append(f"{'-' if value < 0 else '+'} {size}{variable}")
     return " ".join(terms).removeprefix("+ ") or "0"
 

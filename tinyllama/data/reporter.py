@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, int, int], None]
+Reporter = Callable[[str, int, int], None]
 """Called with what is being done, how many of its steps are done, and of how many."""
 
 
@@ -13,16 +13,15 @@ def silent(task: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
-    """A Progress for people, for as long as the context lasts."""
+def shown() -> Iterator[Reporter]:
+    """A Reporter for people, for as long as the context lasts."""
     if not sys.stderr.isatty():
         yield _line
         return
     from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
-    with Bars(console=Console(stderr=True)) as bars:
+    with Progress(console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(task: str, done: int, total: int) -> None:

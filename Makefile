@@ -1,0 +1,35 @@
+# Everything runs in .venv, which is made when it is missing or older than what it was made from.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check
+.SILENT:
+
+help: ## what can be made
+	sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(READY) ## train the whole family at small scale, three stages of three variants, on this machine
+	$(BIN)/python -m tinyllama.sample +scale=demo
+	$(BIN)/python -m tinyllama.prepare +scale=demo
+	$(BIN)/python -m tinyllama.train -m +scale=demo +variant=standard,math_code,chinese stage=basic,continual,cooldown
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest -q
+
+check: $(READY) ## what to run before each commit: format, lint, types, layers, quick tests
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo > $(READY).layers || { cat $(READY).layers; exit 1; }
+	$(BIN)/python -m pytest -q -m "not slow" --ignore=tests/end_to_end
+
+# pip finds the build of torch that fits the machine; uv is many times faster with the rest, and keeps that build.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	echo "Setting up .venv, once: about 3 GB, a minute or more"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	PIP_ROOT_USER_ACTION=ignore $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[test,dev]'
+	touch $@

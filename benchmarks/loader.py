@@ -1,0 +1,174 @@
+"""How fast the loader reads, and how it starts on a corpus of a billion samples.
+
+    python benchmarks/loader.py [--json]
+
+Reading is compared with a bare numpy memmap of the same tokens in the same order. Start-up is measured in a process of
+its own, on made-up shards: the order alone, and with it the store, which reads the index of all shards. Its memory is
+the peak over what the imports take.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tinyllama.data.loader import train_loader
+from tinyllama.data.mds import MDSWriter
+from tinyllama.data.streaming import ShardStore
+from tinyllama.planning.mixture import Mixture
+from tinyllama.planning.order import SampleOrder
+from tinyllama.world import World
+
+SEQ_LEN, MICRO_BATCH = 2048, 8
+SAMPLES = {"web": 6000, "code": 2000}
+SHARES = {"web": 6, "code": 2}
+"""Eighths of all samples, in the mixture and of a billion."""
+SHARD_SAMPLES = 16_384
+SHARD_BYTES = SHARD_SAMPLES * (2 * SEQ_LEN + 8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    parser.add_argument("--start-up", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.start_up:
+        print(json.dumps(start_up(options.start_up)))
+        return
+    result = {"reading": reading(), "start_up": [start_up_elsewhere(samples) for samples in (10**8, 10**9)]}
+    print(json.dumps(result) if options.json else table(result))
+
+
+def reading() -> dict[str, float]:
+    """Tokens per second of the loader and of the memmap, once the files are in the page cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {name: Path(folder, name) for name in SAMPLES}
+        flat = {name: write(folders[name], count) for name, count in SAMPLES.items()}
+        order = SampleOrder(mixture(), {name: sizes(folders[name]) for name in SAMPLES}, seed=1)
+        stop = sum(SAMPLES.values()) // MICRO_BATCH * MICRO_BATCH
+        rates = {"memmap": rate(mapped(flat, order, stop))}
+        for workers in (0, 1, 2):
+            batches = train_loader(
+                order,
+                folders,
+                micro_batch=MICRO_BATCH,
+                world=World(),
+                start=0,
+                stop=stop,
+                workers=workers,
+                run_id="benchmark",
+            )
+            rates[f"{workers} workers"] = rate(batch.tokens for batch in batches)
+    return rates
+
+
+def write(folder: Path, count: int) -> np.memmap:
+    """`count` samples of random tokens as MDS shards, and the same in one flat file."""
+    tokens = np.random.default_rng(0).integers(0, 32_000, (count, SEQ_LEN + 1), dtype=np.uint16)
+    with MDSWriter(out=str(folder), columns={"tokens": "ndarray:uint16"}) as writer:
+        for sample in tokens:
+            writer.write({"tokens": sample})
+    tokens.tofile(folder / "flat.bin")
+    return np.memmap(folder / "flat.bin", np.uint16, "r", shape=tokens.shape)
+
+
+def mapped(flat: dict[str, np.memmap], order: SampleOrder, stop: int) -> Iterator[torch.Tensor]:
+    """What the loader gives, read from the flat files; the order is looked up before the clock starts."""
+    samples = order.samples(np.arange(stop).reshape(-1, MICRO_BATCH))
+    corpora = [flat[name] for name in order.names]
+    yield torch.empty(0)
+    for corpus, sample_id in zip(samples.corpus.tolist(), samples.sample_id.tolist(), strict=True):
+        rows = [corpora[which][sample] for which, sample in zip(corpus, sample_id, strict=True)]
+        yield torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def rate(batches: Iterator[torch.Tensor]) -> float:
+    """Tokens per second after the first batch."""
+    next(batches)
+    begin = time.perf_counter()
+    count = sum(batch.shape[0] * SEQ_LEN for batch in batches)
+    return count / (time.perf_counter() - begin)
+
+
+def start_up_elsewhere(samples: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        shards = {name: share * samples // 8 // SHARD_SAMPLES for name, share in SHARES.items()}
+        for name, count in shards.items():
+            write_index(Path(folder, name), count)
+        command = [sys.executable, __file__, "--start-up", folder]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {"samples": samples, "shards": sum(shards.values())} | found
+
+
+def start_up(root: Path) -> dict[str, float]:
+    """Seconds and MiB until the store is open and the first 512 samples are known."""
+    before, begin = resident_mib(), time.perf_counter()
+    store = ShardStore({name: root / name for name in SHARES}, world=World(), run_id="benchmark")
+    opened = time.perf_counter()
+    order = SampleOrder(mixture(), store.shard_samples, seed=1)
+    order.samples(np.arange(10**7, 10**7 + 512))
+    ordered = time.perf_counter()
+    store.close()
+    return {"store_seconds": opened - begin, "order_seconds": ordered - opened, "mib": peak_mib() - before}
+
+
+def mixture() -> Mixture:
+    return Mixture(list(SHARES), [(0, {"web": 1}), (1000, SHARES)])
+
+
+def sizes(folder: Path) -> list[int]:
+    return [shard["samples"] for shard in json.loads((folder / "index.json").read_text())["shards"]]
+
+
+def write_index(folder: Path, shards: int) -> None:
+    """The index of a corpus whose shards are not there."""
+    folder.mkdir()
+    common = {
+        "column_encodings": ["ndarray:uint16"],
+        "column_names": ["tokens"],
+        "column_sizes": [None],
+        "compression": None,
+        "format": "mds",
+        "hashes": ["sha256"],
+        "samples": SHARD_SAMPLES,
+        "size_limit": SHARD_BYTES,
+        "version": 2,
+        "zip_data": None,
+    }
+    entries = [
+        common
+        | {"raw_data": {"basename": f"shard.{shard:05}.mds", "bytes": SHARD_BYTES, "hashes": {"sha256": "0" * 64}}}
+        for shard in range(shards)
+    ]
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def table(result: dict) -> str:
+    reading, lines = result["reading"], [f"{'reading':<22}{'M tokens/s':>12}{'of memmap':>12}"]
+    for name, tokens_per_second in reading.items():
+        lines.append(f"{name:<22}{tokens_per_second / 1e6:>12.1f}{tokens_per_second / reading['memmap']:>12.2f}")
+    lines.append(f"\n{'start-up':<22}{'store s':>12}{'order s':>12}{'MiB':>12}")
+    for each in result["start_up"]:
+        name = f"{each['samples']:.0e} in {each['shards']} shards"
+        lines.append(f"{name:<22}{each['store_seconds']:>12.2f}{each['order_seconds']:>12.3f}{each['mib']:>12.0f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

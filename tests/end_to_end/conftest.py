@@ -1,0 +1,81 @@
+"""A small family on small corpora in the layouts of the real ones, prepared by the real command's function."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import zstandard
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from tinyllama.config.app import compose_path, prepare_hydra
+from tinyllama.config.location import conf_folder
+from tinyllama.data.prepare import prepare_corpus
+from tinyllama.data.tokenizer import train_tokenizer
+
+SMALL = [
+    "+scale=demo", "model.vocab_size=512", "tokenizer.vocab_size=512", "model.hidden_size=32", "model.num_layers=2",
+    "model.num_heads=2", "model.num_kv_heads=1", "model.intermediate_size=64", "model.seq_len=32",
+    "stages.basic.tokens=16K", "stages.basic.batch_tokens=1024", "stages.continual.tokens=8K",
+    "stages.continual.batch_tokens=1024", "stages.continual.ramp_tokens=4K", "stages.cooldown.tokens=8K",
+    "stages.cooldown.batch_tokens=2048", "schedule.warmup_tokens=2K", "schedule.horizon_tokens=32K",
+    "checkpoint.every_tokens=6K", "validation.every_tokens=8K", "cluster.micro_batch=4", "cluster.threads=1",
+]  # fmt: skip
+"""The demo, smaller still."""
+
+WORDS = {
+    "slimpajama": "the of and river house mountain people year water light small great found under about never".split(),
+    "starcoder": "def return self import for in range if else class None True print yield lambda assert".split(),
+    "proof_pile_2": "let x be a prime theorem proof sum integral = + lemma hence squared epsilon delta".split(),
+    "skypile": "山 水 人 大 小 天 地 日 月 年 学 生 中 国 城 市 春 秋 书 文".split(),
+}
+
+
+def documents(corpus: str, count: int = 60) -> list[str]:
+    """Texts that are not like those of the other corpora."""
+    dice = random.Random(corpus)
+    return [" ".join(dice.choices(WORDS[corpus], k=dice.randint(40, 160))) + "." for _ in range(count)]
+
+
+def write_raw(data: Path) -> None:
+    """Raw corpora in the layouts of the real ones."""
+    raw = data / "raw"
+    for corpus, folder in (("slimpajama", "train/chunk1"), *((("proof_pile_2"), f"{part}/train") for part in
+                           ("algebraic-stack", "arxiv", "open-web-math"))):  # fmt: skip
+        path = raw / corpus / folder / "part.jsonl.zst"
+        path.parent.mkdir(parents=True)
+        rows = [{"text": f"{path.parent.parent.name} {text}", "meta": {"redpajama_set_name": "RedPajamaC4"}}
+                for text in documents(corpus)]  # fmt: skip
+        path.write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    for language in ("python", "jupyter-scripts"):
+        path = raw / "starcoder" / language / "part.parquet"
+        path.parent.mkdir(parents=True)
+        parquet.write_table(pa.table({"content": [f"# {language}\n{text}" for text in documents("starcoder")]}), path)
+    path = raw / "skypile" / "data" / "part.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents("skypile")), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared corpora."""
+    folder = tmp_path_factory.mktemp("data")
+    write_raw(folder)
+    train_tokenizer((text for name in WORDS for text in documents(name)), folder / "tokenizers" / "demo.model", 512)
+    prepare_hydra()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose_path([*SMALL, f"paths.data={folder}", "validation.fraction=0.1"])[-1]
+    for corpus in config.corpora.values():
+        prepare_corpus(replace(corpus), config.tokenizer, config.model.seq_len, folder)
+    return folder
+
+
+@pytest.fixture
+def small(data: Path, tmp_path: Path) -> list[str]:
+    """Overrides of the small family, its runs in a folder of the test's own: tmp_path / "runs"."""
+    return [*SMALL, f"paths.data={data}", f"paths.runs={tmp_path / 'runs'}"]
