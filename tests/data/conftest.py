@@ -80,7 +80,7 @@ def _on_ranks(size, work, rendezvous):
     return [found[rank] for rank in range(size)]
 
 
-WORDS = "sand river light stone cloud paper green seven apple window 山 水 月 风 花".split()
+WORDS = ["sand", "river", "light", "stone", "cloud", "paper", "green", "seven", "apple", "window", "山", "水", "月", "风", "花"]
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
+import json
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -13,8 +15,10 @@ import pytest
 
 from tinyllama.data.readers import find_files, read_documents
 from tinyllama.data.sources import problems
-from tinyllama.data.sources.chinese import number_in_words
-from tinyllama.data.sources.english import paragraphs
+from tinyllama.data.sources.chinese import chinese, number_in_words
+from tinyllama.data.sources.code import notebooks, python_modules
+from tinyllama.data.sources.english import english, paragraphs
+from tinyllama.data.sources.mathematics import explanations, worked_problems
 from tinyllama.data.sources.raw import CORPORA, train_on_corpora, write_raw_corpora
 from tinyllama.data.tokenizer import Tokenizer
 
@@ -47,9 +51,10 @@ def read(data, compose):
 
 
 def _others(compose, data):
-    return compose("+scale=demo", "+variant=math_code", f"paths.data={data}")[-1].corpora | compose(
-        "+scale=demo", "+variant=chinese", f"paths.data={data}"
-    )[-1].corpora
+    return (
+        compose("+scale=demo", "+variant=math_code", f"paths.data={data}")[-1].corpora
+        | compose("+scale=demo", "+variant=chinese", f"paths.data={data}")[-1].corpora
+    )
 
 
 @pytest.mark.parametrize("name", MEGABYTES)
@@ -74,11 +79,11 @@ def test_starcoder_has_languages_that_the_configuration_leaves_out(data, read):
 
 
 def test_english_is_prose_and_chinese_is_chinese(read):
-    english, chinese = "\n".join(read("slimpajama")[0]), "\n".join(read("skypile")[0])
-    assert ">>>" not in english
-    assert english.count(" the ") / len(english.split()) > 0.03
-    han = re.findall(r"[\u4e00-\u9fff]", chinese)
-    assert len(han) > 0.7 * len(chinese)
+    prose, text = "\n".join(read("slimpajama")[0]), "\n".join(read("skypile")[0])
+    assert not re.search(r"^\s*>>>", prose, re.MULTILINE)
+    assert prose.count(" the ") / len(prose.split()) > 0.03
+    han = re.findall(r"[\u4e00-\u9fff]", text)
+    assert len(han) > 0.7 * len(text)
     assert len(set(han)) > 1200
 
 
@@ -106,26 +111,24 @@ def test_what_is_there_is_never_written_again(data):
 
 
 def test_sources_are_the_same_in_every_process():
-    script = """
-from hashlib import sha256
-from itertools import islice
-from tinyllama.data.sources import chinese, code, english, mathematics
-sources = [(prose.text for prose in english.english()), (text for _, text in code.python_modules()), code.notebooks(),
-           mathematics.explanations(), mathematics.worked_problems(0), chinese.chinese(0)]
-print(sha256(repr([list(islice(source, 60)) for source in sources]).encode()).hexdigest())
-"""
-    root = str(Path(__file__).parents[2])
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": seed},
-            cwd="/",
-            check=True,
-            capture_output=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(digests) == 1
+    script = "from test_sources import beginnings; print(beginnings())"
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"}
+    other = subprocess.run([sys.executable, "-c", script], env=environment, cwd="/", check=True, capture_output=True)
+    assert other.stdout.decode().strip() == beginnings()
+
+
+def beginnings() -> str:
+    """A digest of the first documents of every source."""
+    sources = [
+        (prose.text for prose in english()),
+        (text for _, text in python_modules()),
+        notebooks(),
+        explanations(),
+        worked_problems(0),
+        chinese(0),
+    ]
+    return sha256(repr([list(islice(source, 60)) for source in sources]).encode()).hexdigest()
 
 
 def test_paragraphs_are_sentences_and_nothing_else():
@@ -165,8 +168,30 @@ def test_chinese_numbers_are_written_as_people_write_them():
 
 
 def test_sheets_of_problems_are_endless_and_differ():
-    from tinyllama.data.sources.mathematics import worked_problems
-
     sheets = list(islice(worked_problems(0), 300))
     assert len(set(sheets)) == 300
     assert set(sheets).isdisjoint(islice(worked_problems(1), 300))
+
+
+def test_the_commands_build_and_prepare_a_corpus_and_say_so_in_one_json_document(data, run):
+    settings = ("+scale=demo", f"paths.data={data}")
+    assert run("sample", *settings).code == 0
+    first = run("prepare", *settings, "corpus=skypile", "format=json")
+    document = json.loads(first.out)
+    assert (first.code, document["corpus"]) == (0, "skypile")
+    names = ["corpus", "documents", "skipped", "characters", "tokens", "samples", "shards", "bytes", "fingerprint", "seconds"]
+    assert set(names) <= set(document)
+    assert document["shards"] >= 8
+    again = run("prepare", *settings, "corpus=skypile", "format=json")
+    assert "skypile: already prepared" in again.err
+    assert json.loads(again.out)["fingerprint"] == document["fingerprint"]
+    table = run("prepare", *settings, "corpus=skypile").out
+    assert "skypile" in table
+    assert f"{document['documents']:,}" in table
+
+
+def test_preparing_what_is_not_there_is_one_message(tmp_path, run):
+    end = run("prepare", "+scale=demo", f"paths.data={tmp_path}")
+    assert end.code == 2
+    assert re.fullmatch(r"error: corpora.slimpajama.files=.* matches no file; .*tinyllama.sample.*\n", end.err)
+    assert not list(tmp_path.iterdir())

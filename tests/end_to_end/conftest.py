@@ -75,7 +75,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def settings(data: Path) -> list[str]:
+    """Overrides of the small family."""
+    return [*SMALL, f"paths.data={data}"]
+
+
 @pytest.fixture
-def small(data: Path, tmp_path: Path) -> list[str]:
-    """Overrides of the small family, its runs in a folder of the test's own: tmp_path / "runs"."""
-    return [*SMALL, f"paths.data={data}", f"paths.runs={tmp_path / 'runs'}"]
+def small(settings: list[str], tmp_path: Path) -> list[str]:
+    """The same, its runs in a folder of the test's own: tmp_path / "runs"."""
+    return [*settings, f"paths.runs={tmp_path / 'runs'}"]

@@ -1,0 +1,152 @@
+"""Single runs: on any number of processes, interrupted, resumed, damaged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+LONGER = ["stage=basic", "stage.tokens=80K", "schedule.horizon_tokens=80K", "trace=true", "tracking=none"]
+
+
+def only_run(runs: Path) -> Path:
+    (folder,) = (runs / "demo").iterdir()
+    return folder
+
+
+def final_weights(runs: Path) -> dict:
+    newest = max((only_run(runs) / "checkpoints").iterdir())
+    return load_file(newest / "weights.safetensors")
+
+
+def start(overrides: list[str]) -> "subprocess.Popen[str]":
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tinyllama.train", *overrides],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_steps(process: "subprocess.Popen[str]", runs: Path, steps: int) -> None:
+    """Until the run has recorded so many steps."""
+    while process.poll() is None:
+        found = list(runs.glob("demo/*/metrics.jsonl"))
+        if found and found[0].read_text().count("\n") >= steps:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"ended before step {steps}: {process.communicate()[1]}")
+
+
+@pytest.fixture(scope="session")
+def unbroken(settings, shell, tmp_path_factory):
+    """A run of 78 steps that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("unbroken") / "runs"
+    result = shell("train", *settings, f"paths.runs={runs}", *LONGER)
+    assert result.code == 0, result.err
+    return runs
+
+
+@pytest.mark.parametrize("processes, micro_batch, workers", [(2, 2, 0), (2, 4, 1), (1, 2, 2)])
+def test_the_samples_are_the_same_on_any_processes_micro_batch_and_workers(
+    unbroken, small, shell, tmp_path, processes, micro_batch, workers
+):
+    placement = [f"cluster.processes={processes}", f"cluster.micro_batch={micro_batch}", f"cluster.workers={workers}"]
+    result = shell("train", *small, *LONGER, *placement)
+    assert result.code == 0, result.err
+    here, there = only_run(tmp_path / "runs"), only_run(unbroken)
+    assert here.name == there.name
+    assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
+    losses = [[json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()] for run in (here, there)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(unbroken, small, tmp_path, shell, number):
+    process = start([*small, *LONGER])
+    wait_for_steps(process, tmp_path / "runs", 20)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "goes on from there" in err
+    result = shell("train", *small, *LONGER)
+    assert result.code == 0, result.err
+    assert "goes on after step" in result.err
+    for name in ("samples.jsonl",):
+        assert (only_run(tmp_path / "runs") / name).read_bytes() == (only_run(unbroken) / name).read_bytes()
+    steps = [json.loads(line)["step"] for line in (only_run(tmp_path / "runs") / "metrics.jsonl").open()]
+    assert steps == list(range(1, 79))
+    ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_without_a_repeated_or_missing_step(
+    unbroken, small, tmp_path, shell
+):
+    process = start([*small, *LONGER])
+    wait_for_steps(process, tmp_path / "runs", 15)
+    process.kill()
+    process.communicate()
+    result = shell("train", *small, *LONGER)
+    assert result.code == 0, result.err
+    here = only_run(tmp_path / "runs")
+    assert (here / "samples.jsonl").read_bytes() == (only_run(unbroken) / "samples.jsonl").read_bytes()
+    ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_run_that_is_done_says_so_and_leaves(unbroken, settings, run):
+    result = run("train", *settings, f"paths.runs={unbroken}", *LONGER)
+    assert result.code == 0
+    assert "is done" in result.err
+
+
+def test_only_the_last_checkpoints_and_the_milestones_stay(small, shell, tmp_path):
+    result = shell("train", *small, *LONGER, "checkpoint.milestones=[10K]", "checkpoint.every_tokens=10K")
+    assert result.code == 0, result.err
+    kept = sorted(int(path.name) for path in (only_run(tmp_path / "runs") / "checkpoints").iterdir())
+    assert kept == [10240, 60416, 70656, 79872]
+
+
+@pytest.fixture
+def half(small, tmp_path):
+    """A run that was killed after two checkpoints."""
+    process = start([*small, *LONGER])
+    wait_for_steps(process, tmp_path / "runs", 15)
+    process.kill()
+    process.communicate()
+    return only_run(tmp_path / "runs")
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_the_run_refuses(half, small, shell):
+    older, newer = sorted((half / "checkpoints").glob("0*"))[-2:]
+    _flip(newer / "weights.safetensors")
+    result = shell("train", *small, *LONGER)
+    assert result.code == 0
+    assert "weights.safetensors is damaged" in result.err
+    (half / "DONE").unlink()
+    for checkpoint in (half / "checkpoints").iterdir():
+        _flip(checkpoint / "exp_avg.safetensors")
+    result = shell("train", *small, *LONGER)
+    assert result.code == 3
+    assert "none of the" in result.err and "Traceback" not in result.err
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, shell):
+    process = start([*small, *LONGER])
+    wait_for_steps(process, tmp_path / "runs", 2)
+    second = shell("train", *small, *LONGER)
+    process.kill()
+    process.communicate()
+    assert second.code == 2
+    assert "is being trained by another process" in second.err
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
