@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# Each command is a new process: without .pyc files it would compile thousands of modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check
@@ -30,6 +32,6 @@ check: $(READY) ## what to run before each commit: format, lint, types, layers, 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	echo "Setting up .venv, once: about 3 GB, a minute or more"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	PIP_ROOT_USER_ACTION=ignore $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch uv
+	PIP_ROOT_USER_ACTION=ignore $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt torch uv
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[test,dev]'
 	touch $@

@@ -1,6 +1,5 @@
 """Small packed corpora, and ranks forked from this process."""
 
-import json
 import traceback
 from pathlib import Path
 from random import Random
@@ -26,10 +25,6 @@ def write_corpus(folder: Path, first_token: int, samples: int, dtype: str = "uin
             tokens = np.arange(SEQ_LEN + 1) + 7
             tokens[:2] = first_token, sample
             writer.write({"tokens": tokens.astype(dtype)})
-
-
-def shard_samples(folder: Path) -> list[int]:
-    return [shard["samples"] for shard in json.loads((folder / "index.json").read_text())["shards"]]
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +75,7 @@ def _on_ranks(size, work, rendezvous):
     return [found[rank] for rank in range(size)]
 
 
-WORDS = ["sand", "river", "light", "stone", "cloud", "paper", "green", "seven", "apple", "window", "山", "水", "月", "风", "花"]
+WORDS = ["sand", "river", "light", "stone", "cloud", "paper", "green", "apple", "window", "山", "水", "月", "风"]
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,6 @@ def test_fewer_tokens_than_a_sample_are_left_over(pieces, seq_len):
     assert len(packer.left_over) <= (seq_len - 1 if packer.samples else seq_len)
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(4096, "uint16"), (65535, "uint16"), (65536, "uint32")])
+@pytest.mark.parametrize("vocab_size, dtype", [(4096, "uint16"), (65535, "uint16"), (65536, "uint32")])
 def test_ids_are_as_small_as_the_vocabulary_allows(vocab_size, dtype):
     assert token_dtype(vocab_size) == np.dtype(dtype)

@@ -85,7 +85,7 @@ def test_documents_say_where_they_come_from(tmp_path, corpus):
 
 
 @pytest.mark.parametrize(
-    ("line", "complaint"),
+    "line, complaint",
     [
         ('{"text": "cut', "a.jsonl:2 is no JSON"),
         ('["text"]', "a.jsonl:2 is no JSON object but a list"),

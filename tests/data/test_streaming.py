@@ -111,6 +111,19 @@ def test_remote_shards_are_fetched_unpacked_and_evicted(packed, compressed, tmp_
     assert left_behind("remote", cache) == []
 
 
+def test_shards_are_fetched_before_they_are_read(packed, compressed, tmp_path):
+    cache = {name: tmp_path / name for name in MIXTURE.names}
+    remotes = {name: str(folder) for name, folder in compressed.items()}
+    store = ShardStore(cache, world=World(), run_id="ahead", remotes=remotes)
+    chunks = [order_of(packed).samples(np.arange(start, start + 100)) for start in (0, 100)]
+    assert list(store.arrived(chunks)) == chunks
+    store._dataset.prepare_shard = None  # whatever is read from here on is there already
+    for chunk in chunks:
+        for corpus, sample_id in zip(chunk.corpus.tolist(), chunk.sample_id.tolist(), strict=True):
+            assert store.tokens(corpus, sample_id)[1] == sample_id
+    store.close()
+
+
 def test_two_ranks_share_a_cache_of_remote_shards(packed, compressed, tmp_path, on_ranks):
     order = order_of(packed)
     cache = {name: tmp_path / name for name in MIXTURE.names}

@@ -28,6 +28,11 @@ def mixtures(draw):
     return Mixture(list(names), [(position, draw(knots)) for position in np.cumsum([0, *widths]).tolist()])
 
 
+def deviation(mixture, start=0, stop=4000):
+    positions = np.arange(start, stop)
+    return np.abs(mixture.counts(positions) - mixture.integral(positions)).max()
+
+
 @given(mixtures())
 @settings(max_examples=150, deadline=None)
 def test_each_corpus_stays_within_the_bound_of_its_share_at_every_prefix(mixture):
@@ -60,9 +65,7 @@ def test_the_shipped_mixes_stay_within_one_sample(variant):
     mixture = mixture_of(SHIPPED[variant])
     assert mixture.deviation_bound < 1
     for start in (0, RAMP - 50_000, 10**9):
-        positions = np.arange(start, start + 100_000)
-        deviation = np.abs(mixture.counts(positions) - mixture.integral(positions))
-        assert deviation.max() <= mixture.deviation_bound
+        assert deviation(mixture, start, start + 100_000) <= mixture.deviation_bound
 
 
 def test_the_integral_of_a_ramp_is_a_parabola_and_then_a_line():
@@ -84,6 +87,21 @@ def test_a_corpus_whose_weight_has_ended_is_drawn_no_more_and_one_without_weight
     assert counts["a"][0] == counts["a"][1] == pytest.approx(375, abs=1)
     assert counts["b"][0] == counts["b"][1] == pytest.approx(125, abs=1)
     assert counts["never"] == [0, 0]
+
+
+def test_a_set_of_corpora_that_ends_divides_its_last_draw_as_those_before():
+    mixture = mixture_of([(0, {"slim": 2, "star": 3, "proof": 2}), (1167, {"sky": 1})])
+    assert deviation(mixture) <= mixture.deviation_bound
+
+
+def test_a_tie_at_every_draw_gives_each_position_one_corpus():
+    mixture = mixture_of([(0, {"a": 1}), (507, {"c": 1}), (4322, {"b": 1})])
+    steps = np.diff(mixture.counts(np.arange(8000)), axis=0)
+    assert set(steps.ravel().tolist()) == {0, 1}
+
+
+def test_many_corpora_of_one_weight_stay_within_one_sample():
+    assert mixture_of([(0, dict.fromkeys("abcdefgh", 1))]).deviation_bound == pytest.approx(7 / 8, abs=1e-3)
 
 
 def test_rounds_keep_the_shares():

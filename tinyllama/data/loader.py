@@ -160,7 +160,7 @@ def _read(reader: _Reader, workers: int, store: ShardStore) -> Iterator[MicroBat
         store.close()
 
 
-def _unchanged(rows: _Rows) -> _Rows:
+def _unchanged(rows: Any) -> Any:
     """Arrays as read come through a pipe faster than tensors, each of which is a file of shared memory."""
     return rows
 

@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 import torch.distributed
@@ -54,9 +55,13 @@ def initialize(cluster: ClusterConfig) -> World:
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
     torch.set_num_threads(cluster.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
-    alone = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1} if world.size == 1 else {}
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed wants it
     torch.distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=cluster.timeout_minutes), **alone
+        "nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(minutes=cluster.timeout_minutes),
+        store=torch.distributed.HashStore() if world.size == 1 else None,  # alone it needs no port
+        rank=world.rank,
+        world_size=world.size,
     )
     return world
 
@@ -75,7 +80,7 @@ def device() -> torch.device:
 # ---------------------------------------------------------------- ranks that others started
 
 
-def _given_ranks(environ: "os._Environ[str]") -> dict[str, str] | None:
+def _given_ranks(environ: Mapping[str, str]) -> dict[str, str] | None:
     """The place that torchrun or srun gave to this process, as environment variables; None without them."""
     if "RANK" in environ:
         return {}
@@ -142,7 +147,9 @@ class _Ranks:
     """Ranks of one node, from their start to the last one's end."""
 
     def __init__(self, main: Main, args: tuple, processes: int):
-        context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
+        import torch._dynamo  # noqa: F401  # the first optimizer would, in each rank: two seconds
+
+        context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
         port = _free_port()
         self.reports: list[Connection] = []
         self.processes: list[BaseProcess] = []
@@ -190,10 +197,8 @@ class _Ranks:
         assert code is not None
         when, error, trace = 0.0, None, ""
         if self.reports[rank].poll():
-            try:
+            with suppress(EOFError):  # it ended without a word
                 when, error, trace = self.reports[rank].recv()
-            except EOFError:  # it ended without a word
-                pass
         return _Failure(rank, code, when, error, trace)
 
     def _end_others(self) -> None:

@@ -43,7 +43,7 @@ def write(path: Path, shapes: Shapes, pieces: Iterable[Piece]) -> None:
     with path.open("r+b") as file:
         for piece in pieces:
             file.seek(starts[piece.name] + piece.offset * _ITEM_BYTES)
-            file.write(memoryview(piece.values.detach().float().cpu().contiguous().numpy()))
+            file.write(piece.values.detach().float().cpu().contiguous().numpy().data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -70,12 +70,13 @@ def read(path: Path, shapes: Shapes) -> dict[str, Tensor]:
 
 def _layout(shapes: Shapes) -> tuple[bytes, dict[str, int], int]:
     """The header, where in the file each tensor starts, and the size of the whole, in bytes."""
-    entries, ends = {}, 0
+    entries: dict[str, dict[str, object]] = {}
+    begins: dict[str, int] = {}
+    end = 0
     for name, shape in shapes.items():
-        begin, ends = ends, ends + math.prod(shape) * _ITEM_BYTES
-        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, ends]}
+        begins[name], end = end, end + math.prod(shape) * _ITEM_BYTES
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begins[name], end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)  # the data must be aligned
     header = len(text).to_bytes(_LENGTH_BYTES, "little") + text
-    starts = {name: len(header) + entry["data_offsets"][0] for name, entry in entries.items()}
-    return header, starts, len(header) + ends
+    return header, {name: len(header) + begin for name, begin in begins.items()}, len(header) + end

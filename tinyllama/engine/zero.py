@@ -25,7 +25,9 @@ from tinyllama.world import World
 
 
 def _import_deepspeed() -> Any:
-    """deepspeed without its side effects: no MLflow (2 s), no warnings, no kernel compiled for CPUs (a minute)."""
+    """deepspeed without its side effects: no MLflow and no compiler imported (seconds each), no kernel built for CPUs
+    (a minute), no warnings.
+    """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not prevent a later fork
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -38,6 +40,12 @@ def _import_deepspeed() -> Any:
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.bf16_optimizer
+        from deepspeed.runtime import compiler
+
+        compiled, compiler.compile = compiler.compile, lambda *args, **kwargs: lambda function: function
+        import deepspeed.runtime.zero.muon.muon_optimizer  # every engine does; an optimizer that we do not use
+
+        compiler.compile = compiled
     finally:
         del sys.modules["mlflow"]
         if mlflow is not absent:
