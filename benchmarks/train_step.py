@@ -4,7 +4,7 @@
     python benchmarks/train_step.py --preset 1b --micro-batch 8 --compile --json
 
 Needs torch, deepspeed and this package; runs on the CPU or on one GPU. Both take turns in one process, so that the
-ratio holds on a shared machine; the figures are medians over the turns.
+ratio holds on a shared machine; the figures are medians over the turns, the ratio over pairs of turns.
 """
 
 import argparse
@@ -98,7 +98,12 @@ def measure(options: argparse.Namespace, reports: list[dict]) -> None:
     seconds = take_turns(steps, batches, options.turns, options.steps)
     finalize()
     tokens = options.accumulation * options.micro_batch * config.seq_len
-    reports.append(report(options, config, {name: tokens / median for name, median in seconds.items()}))
+    reports.append(
+        report(options, config, {name: tokens / statistics.median(turns) for name, turns in seconds.items()})
+    )
+    if len(seconds) == 2:  # turn by turn, so that what disturbed both of a pair cancels
+        pairs = zip(seconds["bare"], seconds["zero"], strict=True)
+        reports[0]["zero_over_bare"] = statistics.median(bare / zero for bare, zero in pairs)
 
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
@@ -137,8 +142,10 @@ def bare_loop(model: Llama, cluster: ClusterConfig) -> Step:
     return step
 
 
-def take_turns(steps: dict[str, Step], batches: list[Tensor], turns: int, steps_per_turn: int) -> dict[str, float]:
-    """Seconds per step, the median over the turns; one turn before them warms up."""
+def take_turns(
+    steps: dict[str, Step], batches: list[Tensor], turns: int, steps_per_turn: int
+) -> dict[str, list[float]]:
+    """Seconds per step, turn by turn; one turn before them warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(1 + turns):
         for name, step in steps.items():
@@ -149,7 +156,7 @@ def take_turns(steps: dict[str, Step], batches: list[Tensor], turns: int, steps_
                 step(batches)
             synchronize()
             seconds[name].append((time.perf_counter() - start) / steps_per_turn)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def synchronize() -> None:
@@ -174,8 +181,6 @@ def report(options: argparse.Namespace, config: ModelConfig, speeds: dict[str, f
         if peak_tflops is not None:
             for convention, causal in (("mfu", False), ("mfu_causal", True)):
                 result[f"{name}_{convention}"] = speed * flops_per_token(config, causal) / (peak_tflops * 1e12)
-    if len(speeds) == 2:
-        result["zero_over_bare"] = speeds["zero"] / speeds["bare"]
     if gpu is not None:
         result["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return result

@@ -72,5 +72,7 @@ def run_python(*arguments: str, cwd: Path = ROOT, timeout: float = 300, env: dic
     """Python with the checkout on its path."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     command: Sequence[str] = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
     return Result(done.returncode, done.stdout, done.stderr)

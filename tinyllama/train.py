@@ -1,4 +1,4 @@
-"""Train a stage of a variant: `python -m tinyllama.train +variant=chinese stage=continual`; a family of them with -m."""
+"""Train a stage of a variant: `python -m tinyllama.train +variant=chinese stage=continual`; with -m a family."""
 
 import logging
 import sys
@@ -28,13 +28,13 @@ def main(config: RunConfig, overrides: list[str]) -> None:
     start(config, plan, (config.variant,))
 
 
-def start(config: RunConfig, plan: RunPlan, variants: tuple[str, ...]) -> None:
-    """Train a stage on this machine, in ranks that are given or started here."""
+def start(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool = False) -> None:
+    """Train a stage on this machine, in ranks that are given or started here; `plain` lines where others print too."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from tinyllama.engine.startup import run_ranks
     from tinyllama.training.run import run_stage
 
-    if code := run_ranks(run_stage, (config, plan, variants), processes_per_node(config.cluster)):
+    if code := run_ranks(run_stage, (config, plan, variants, plain), processes_per_node(config.cluster)):
         sys.exit(code)
 
 

@@ -30,7 +30,10 @@ MISTAKES = {
         ["cluster=h100_x8", "stage.batch_tokens=2_000_896"],
         ["stage.batch_tokens=2000896", "8 nodes x 8 processes x micro-batch 14 x 2048", "nearest: 1835008 and 3670016"],
     ),
-    "a batch of broken samples": (["stage.batch_tokens=1000"], ["stage.batch_tokens=1000", "model.seq_len=2048", "2048"]),
+    "a batch of broken samples": (
+        ["stage.batch_tokens=1000"],
+        ["stage.batch_tokens=1000", "model.seq_len=2048", "2048"],
+    ),
     "a stage below one batch": (["stage.tokens=1M"], ["stage.tokens=1000000", "less than one batch"]),
     "a floor at the peak": (
         ["schedule.min_learning_rate=4e-4"],
@@ -44,13 +47,19 @@ MISTAKES = {
         ["schedule.warmup_tokens=3T"],
         ["schedule.warmup_tokens=3000000000000", "schedule.horizon_tokens=2000000000000"],
     ),
-    "a parent that does not exist": (["stage=continual", "stage.parent=basics"], ["stage=basics", "did you mean basic"]),
+    "a parent that does not exist": (
+        ["stage=continual", "stage.parent=basics"],
+        ["stage=basics", "did you mean basic"],
+    ),
     "a circle of parents": (["stage=continual", "stage.parent=continual"], ["stage.parent=continual closes a circle"]),
     "vocabularies that differ": (
         ["tokenizer=demo"],
         ["model.vocab_size=32000", "tokenizer.vocab_size=4096", "tokenizer=demo"],
     ),
-    "heads that do not divide": (["model.num_heads=3"], ["model.hidden_size=2048", "model.num_heads=3", "2046 and 2049"]),
+    "heads that do not divide": (
+        ["model.num_heads=3"],
+        ["model.hidden_size=2048", "model.num_heads=3", "2046 and 2049"],
+    ),
     "a ZeRO stage that is not offered": (["cluster.zero_stage=0"], ["cluster.zero_stage=0", "1, 2 or 3"]),
     "sharding within nodes without stage 3": (
         ["cluster.shard_within_node=true"],

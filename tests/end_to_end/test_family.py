@@ -53,15 +53,15 @@ def test_the_learning_rate_is_one_cosine_and_the_cooldown_quadruples_nothing_but
     assert np.diff([0, *tokens]).tolist() == [1024] * 16 + [1024] * 8 + [2048] * 4
     for step in life:
         way = (step["tokens"] - 2000) / (32_000 - 2000)
-        expected = (
-            3e-3 * step["tokens"] / 2000 if way < 0 else 3e-4 + 2.7e-3 * (1 + np.cos(np.pi * min(1.0, way))) / 2
-        )
+        expected = 3e-3 * step["tokens"] / 2000 if way < 0 else 3e-4 + 2.7e-3 * (1 + np.cos(np.pi * min(1.0, way))) / 2
         assert step["learning_rate"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_each_corpus_stays_within_one_sample_of_its_integral_at_every_prefix(family, variant):
-    target = {"standard": {}, "math_code": {"starcoder": 0.15, "proof_pile_2": 0.1}, "chinese": {"skypile": 0.5}}[variant]
+    target = {"standard": {}, "math_code": {"starcoder": 0.15, "proof_pile_2": 0.1}, "chinese": {"skypile": 0.5}}[
+        variant
+    ]
     ramp = 4000 / 32
     samples = [sample for step in lines(run_folder(family, "continual", variant) / "samples.jsonl")
                for sample in step["samples"]]  # fmt: skip

@@ -66,7 +66,9 @@ def test_the_samples_are_the_same_on_any_processes_micro_batch_and_workers(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(unbroken, small, tmp_path, shell, number):
+def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(
+    unbroken, small, tmp_path, shell, number
+):
     process = start([*small, *LONGER])
     wait_for_steps(process, tmp_path / "runs", 20)
     process.send_signal(number)

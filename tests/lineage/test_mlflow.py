@@ -18,11 +18,18 @@ from tinyllama.lineage.record import Measurement
 MakeRecord = Callable[..., RunRecord]
 
 
-def recorded(store: str, record: RunRecord, steps: range = range(0), status: Status = "FINISHED") -> Run:
-    """The run as it stands in the store after one life of it."""
+def recorded(
+    store: str, record: RunRecord, steps: range = range(0), status: Status = "FINISHED", begin_milliseconds: int = 0
+) -> Run:
+    """The run as it stands in the store after one life of it, of a second per step."""
     recorder = MlflowRecorder(store, Path(store.removeprefix("sqlite:///")).parent / "mlartifacts")
     recorder.start(record)
-    recorder.metrics([Measurement(step, 1_000 * step, {"loss": 1 / step, "tokens": 64.0 * step}) for step in steps])
+    recorder.metrics(
+        [
+            Measurement(step, begin_milliseconds + 1_000 * step, {"loss": 1 / step, "tokens": 64.0 * step})
+            for step in steps
+        ]
+    )
     recorder.finish(status)
     return run_of(store, record.digest)
 
@@ -61,7 +68,7 @@ def test_the_tree_can_be_walked_from_each_leaf_to_the_root(store: str, make_reco
 def test_a_resumed_stage_goes_on_in_its_run_and_has_each_step_once(store: str, make_record: MakeRecord) -> None:
     record = make_record("basic", "a")
     interrupted = recorded(store, record, range(1, 31), "KILLED")
-    resumed = recorded(store, record, range(21, 41))
+    resumed = recorded(store, record, range(21, 41), begin_milliseconds=3_600_000)
     assert interrupted.info.status == "KILLED"
     assert resumed.info.status == "FINISHED"
     assert resumed.info.run_id == interrupted.info.run_id
@@ -118,9 +125,9 @@ def test_each_finished_stage_is_one_version_of_the_familys_model(store: str, mak
     assert open_store(store).search_model_versions("name = 'llamas'") == []
     for record in (basic, continual, basic):
         recorded(store, record)
-    versions = {
-        version.tags["stage"]: version for version in open_store(store).search_model_versions("name = 'llamas'")
-    }
+    found = open_store(store).search_model_versions("name = 'llamas'")
+    versions = {version.tags["stage"]: version for version in found}
+    assert len(found) == 2
     assert {stage: int(version.version) for stage, version in versions.items()} == {"basic": 1, "continual": 2}
     assert versions["continual"].tags["digest"] == continual.digest
     assert versions["continual"].tags["parent_digest"] == basic.digest

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tinyllama.lineage import RunRecord
+from tinyllama.lineage import RunRecord, relay
 from tinyllama.lineage.relay import RelayTracker
 
 MakeRecord = Callable[..., RunRecord]
@@ -38,6 +38,8 @@ class FileRecorder:
             raise TimeoutError("out of reach")
         if fault == "refuse":
             raise ValueError("no such thing")
+        if fault == "slow":
+            time.sleep(2)
         if fault == "hang":
             time.sleep(3600)
         if fault == "die":
@@ -119,8 +121,11 @@ def test_calls_arrive_in_order_and_neighbouring_steps_together(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_was_logged_while_the_store_was_down_arrives_later(scene: Scene, make_record: MakeRecord) -> None:
-    tracker = scene.tracker('{"start": "down", "metrics": "down"}')
+def test_what_was_logged_while_the_store_was_down_arrives_later(
+    scene: Scene, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "STUCK_SECONDS", 0.5)
+    tracker = scene.tracker('{"start": "down", "finish": "slow"}')
     tracker.start(make_record("basic", "a"))
     tracker.metrics(1, {"loss": 1.0})
     assert scene.wait_for("metrics") == [1]

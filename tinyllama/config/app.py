@@ -6,7 +6,7 @@ The only user of hydra beside the launchers.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -97,8 +97,11 @@ def prepare_hydra() -> None:
 
 def _start_hydra(main: Main) -> None:
     prepare_hydra()
+    if {"--help", "-h"} & set(sys.argv):
+        print(sys.modules[main.__module__].__doc__, end="\n\n")
     errors: list[TinyllamaError] = []
 
+    @wraps(main)  # so that Hydra calls the job by the command's name
     def task(raw: DictConfig) -> None:
         overrides = typed_overrides(HydraConfig.instance().cfg)
         try:

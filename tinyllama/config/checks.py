@@ -65,7 +65,9 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_multiple(setting: str, value: int, divisor_setting: str, divisor: int) -> None:
     if value % divisor:
-        raise ConfigError(f"{setting}={value} is not a multiple of {divisor_setting}={divisor}; {_nearest(value, divisor)}")
+        raise ConfigError(
+            f"{setting}={value} is not a multiple of {divisor_setting}={divisor}; {_nearest(value, divisor)}"
+        )
 
 
 def _check_mix(setting: str, mix: MixConfig, corpora: Mapping[str, object]) -> None:
@@ -92,7 +94,9 @@ def _check_optimizer(config: RunConfig) -> None:
             f"a tenth of the peak is usual: {optimizer.learning_rate / 10:g}"
         )
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise ConfigError(f"optimizer.betas={optimizer.betas} must be two numbers from 0 to below 1, such as [0.9,0.95]")
+        raise ConfigError(
+            f"optimizer.betas={optimizer.betas} must be two numbers from 0 to below 1, such as [0.9,0.95]"
+        )
     if optimizer.weight_decay < 0:
         raise ConfigError(f"optimizer.weight_decay={optimizer.weight_decay:g} must be 0 or more")
     if schedule.warmup_tokens >= schedule.horizon_tokens:
@@ -122,7 +126,7 @@ def _check_stage(config: RunConfig) -> None:
         )
     if stage.ramp_tokens and stage.parent is None:
         raise ConfigError(
-            f"stage.ramp_tokens={stage.ramp_tokens}: stage {stage.name} has no parent whose mixture it could start from; "
+            f"stage.ramp_tokens={stage.ramp_tokens}: stage {stage.name} has no parent with a mixture to start from; "
             f"set stage.ramp_tokens=0 or name a stage.parent"
         )
     if stage.fork_at_tokens is not None and stage.parent is None:
@@ -134,7 +138,7 @@ def _check_cluster(cluster: ClusterConfig) -> None:
     _check_positive({f"cluster.{name}": value for name, value in counts.items()})
     if cluster.zero_stage not in (1, 2, 3):
         raise ConfigError(
-            f"cluster.zero_stage={cluster.zero_stage} must be 1, 2 or 3; stage 1 shards nothing but the optimizer's state "
+            f"cluster.zero_stage={cluster.zero_stage} must be 1, 2 or 3; stage 1 shards the optimizer's state alone "
             f"and serves a single process too"
         )
     if cluster.shard_within_node and cluster.zero_stage != 3:
@@ -152,12 +156,15 @@ def _check_batch(config: RunConfig) -> None:
     per_pass = cluster.nodes * processes * cluster.micro_batch * config.model.seq_len
     if stage.batch_tokens % per_pass:
         raise ConfigError(
-            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {per_pass} ({_count(cluster.nodes, 'node')} x "
+            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {per_pass} "
+            f"({_count(cluster.nodes, 'node')} x "
             f"{_count(processes, 'process', 'processes')} x micro-batch {cluster.micro_batch} x {config.model.seq_len} "
             f"tokens); {_nearest(stage.batch_tokens, per_pass)}; or change cluster.micro_batch"
         )
     _check_positive({"order.lanes": lanes, "order.window": config.order.window})
-    _check_multiple("stage.batch_tokens", stage.batch_tokens, "order.lanes x model.seq_len", lanes * config.model.seq_len)
+    _check_multiple(
+        "stage.batch_tokens", stage.batch_tokens, "order.lanes x model.seq_len", lanes * config.model.seq_len
+    )
 
 
 def _check_intervals(config: RunConfig) -> None:

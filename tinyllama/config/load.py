@@ -17,7 +17,7 @@ def load(raw: DictConfig) -> RunConfig:
         ConfigError: a setting has no value, or a count of tokens cannot be read.
         OmegaConfBaseException: a setting that the schema lacks, of a wrong type, or an interpolation of nothing.
     """
-    settings = OmegaConf.masked_copy(raw, [key for key in raw if key != "hydra"])
+    settings = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"])
     missing = sorted(OmegaConf.missing_keys(settings))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; give it on the command line or in a file of conf/")
@@ -29,9 +29,9 @@ def load(raw: DictConfig) -> RunConfig:
     return config
 
 
-def typed_overrides(raw: DictConfig) -> list[str]:
-    """The overrides of the command line as they were typed, interpolations unresolved."""
-    texts = OmegaConf.to_container(raw.hydra.overrides.task, resolve=False)
+def typed_overrides(hydra_config: Any) -> list[str]:
+    """The overrides of the command line, from what Hydra keeps of itself, as they were typed: nothing resolved."""
+    texts = OmegaConf.to_container(hydra_config.hydra.overrides.task, resolve=False)
     assert isinstance(texts, list)
     return [str(text) for text in texts]
 

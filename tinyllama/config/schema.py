@@ -1,6 +1,6 @@
 """What can be configured, typed. Plain dataclasses: importing them costs nothing, Hydra checks every file against them.
 
-What a run *means* and where it *runs* live in different classes: nothing in the second half of this file enters a digest.
+What a run *means* and where it *runs* live in different classes: nothing in the second half enters a digest.
 A field without a default must be given by a file of conf/ or on the command line.
 """
 

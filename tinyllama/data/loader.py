@@ -24,6 +24,10 @@ _CHUNK_SAMPLES = 512
 """Positions that a reader looks up at a time, and how far ahead it fetches."""
 
 
+NO_SAMPLE = -1
+"""sample_id of a row that stands for no sample."""
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Samples of one forward pass of one rank; all int64."""
@@ -88,8 +92,8 @@ def validation_loader(
 ) -> Iterator[MicroBatch]:
     """This rank's share of the first `samples` held-out samples of one corpus (all, if there are fewer; none at worst).
 
-    The samples are divided as evenly as can be: ranks make equally many passes unless there are fewer samples than
-    passes in all. `corpus` is 0, and draw k is sample k.
+    The samples are divided as evenly as can be, and all ranks make equally many passes, as ZeRO-3 needs them to: a
+    rank for which nothing is left gets a row of sample_id NO_SAMPLE, which must not be counted. `corpus` is 0.
 
     Raises:
         ConfigError: the samples have another length than seq_len + 1.
@@ -100,13 +104,13 @@ def validation_loader(
     count = min(samples, len(split))
     passes = -(-count // (world.size * micro_batch))
     for ids in np.array_split(np.arange(count), passes * world.size)[world.rank :: world.size]:
-        if ids.size:
-            rows = [split[int(index)]["tokens"] for index in ids]
-            if len(rows[0]) != seq_len + 1:
-                raise ConfigError(
-                    f"model.seq_len={seq_len}, but {folder} was prepared with {len(rows[0]) - 1}; prepare it again"
-                )
-            yield _micro_batch(np.stack(rows), Samples(np.zeros_like(ids), ids, ids))
+        real = ids if ids.size else np.array([NO_SAMPLE])
+        rows = [split[max(0, int(index))]["tokens"] for index in real]
+        if len(rows[0]) != seq_len + 1:
+            raise ConfigError(
+                f"model.seq_len={seq_len}, but {folder} was prepared with {len(rows[0]) - 1}; prepare it again"
+            )
+        yield _micro_batch(np.stack(rows), Samples(np.zeros_like(real), real, real))
 
 
 def rank_positions(begins: NDArray[np.int64], *, world: World, micro_batch: int, lanes: int = 1) -> NDArray[np.int64]:

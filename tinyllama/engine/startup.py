@@ -44,7 +44,7 @@ def run_ranks(main: Main, args: tuple, processes: int) -> int:
     """
     given = _given_ranks(os.environ)
     if given is not None or processes == 1:
-        with _environment(given or _rank_environment(0, 1, port=0)):
+        with _environment(_rank_environment(0, 1, port=0) if given is None else given):
             return main(*args) or 0
     return _Ranks(main, args, processes).outcome()
 
@@ -187,7 +187,9 @@ class _Ranks:
         while running:
             ended = wait([process.sentinel for process in running.values()])
             done = [rank for rank, process in running.items() if process.sentinel in ended]
-            failures = [self._failure(rank) for rank in done if running.pop(rank).exitcode]
+            for rank in done:
+                running.pop(rank).join()  # the sentinel comes a moment before the exit code
+            failures = [self._failure(rank) for rank in done if self.processes[rank].exitcode]
             if failures:  # one that was killed, then the earliest: the others only lost their peer
                 return min(failures, key=lambda failure: (failure.code > 0, failure.when))
         return None

@@ -1,7 +1,6 @@
 """DeepSpeed ZeRO stages 1 to 3 behind four verbs: step, losses, save, load. The only module that imports deepspeed."""
 
 import json
-import math
 import os
 import sys
 import warnings
@@ -134,9 +133,8 @@ class ZeroEngine:
             self._engine.backward(of_sequences.mean())
             self._engine.step()
             losses.append(of_sequences.detach())
-        applied = self._engine.was_step_applied()
-        grad_norm = float(self._engine.get_global_grad_norm()) if applied else math.inf
-        return StepResult(torch.cat(losses), grad_norm, applied)
+        grad_norm = float(self._engine.get_global_grad_norm())
+        return StepResult(torch.cat(losses), grad_norm, self._engine.was_step_applied())
 
     @torch.no_grad()
     def losses(self, tokens: Tensor) -> Tensor:

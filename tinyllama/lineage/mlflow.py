@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
-LONGEST_PARAM = 6000
 LONGEST_DATASET_DIGEST = 36
 """MLflow's limits, in entries and characters."""
 
@@ -149,7 +148,7 @@ class MlflowRecorder:
         from mlflow.entities import Param, RunTag
 
         self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in tags.items()])
-        params = (Param(name, str(value)[:LONGEST_PARAM]) for name, value in self._record.params.items())
+        params = (Param(name, str(value)) for name, value in self._record.params.items())
         while batch := list(islice(params, PARAMS_PER_CALL)):
             self._client.log_batch(self._id, params=batch)
 

@@ -77,7 +77,7 @@ class RelayTracker(Tracker):
     `finish` waits up to `patience_seconds` for it, and not so long once it has said that its store is out of reach.
     """
 
-    def __init__(self, module: str, arguments: Sequence[str], patience_seconds: float = 30.0) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], patience_seconds: float = 120.0) -> None:
         root = Path(__file__).parents[2]
         self._command = [sys.executable, "-P", "-W", "ignore", "-c", _BOOT.format(module=module), str(root), *arguments]
         self._patience_seconds = patience_seconds

@@ -1,4 +1,4 @@
-"""All arithmetic of a run, decided before it starts: a frozen plan for each stage, made from the root of its path down."""
+"""All arithmetic of a run, decided before it starts: a frozen plan for each stage, from the root of its path down."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,7 +151,8 @@ def _fork_position(parent: RunPlan, config: RunConfig) -> int:
         return parent.samples
     if not parent.start_tokens < fork <= parent.end_tokens:
         raise ConfigError(
-            f"stage.fork_at_tokens={fork} lies outside of stage {parent.stage}, which trains from {parent.start_tokens} "
+            f"stage.fork_at_tokens={fork} lies outside of stage {parent.stage}, which goes from {parent.start_tokens} "
             f"to {parent.end_tokens} tokens; choose a position inside"
         )
-    return -(-(fork - parent.start_tokens) // parent.batch_tokens) * parent.batch_samples
+    steps = -(-(int(fork) - parent.start_tokens) // parent.batch_tokens)
+    return steps * parent.batch_samples

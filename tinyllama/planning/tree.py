@@ -31,7 +31,7 @@ class Node:
 
 
 def grow(jobs: Iterable[Job]) -> tuple[Node, ...]:
-    """The nodes of all jobs and their ancestors, each digest once; every parent before its children, branch by branch."""
+    """The nodes of all jobs and their ancestors, each digest once; parents before children, branch by branch."""
     nodes: dict[str, Node] = {}
     for job in jobs:
         for plan, config in zip(job.plan.path, job.path, strict=True):

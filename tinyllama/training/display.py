@@ -14,22 +14,23 @@ from tinyllama.training.hooks import Hook
 from tinyllama.training.metrics import StepReport
 from tinyllama.units import format_tokens
 
-LINES = 10
+LINES = 8
 """Plain lines that a stage prints, when it is not a terminal that listens."""
 SECONDS = 60.0
 """And one at least this often."""
 
 
-def build_display(plan: RunPlan, first_step: int, stream: TextIO = sys.stderr) -> Hook:
-    return Bar(plan, first_step) if stream.isatty() else Lines(plan, stream)
+def build_display(plan: RunPlan, label: str, first_step: int, plain: bool, stream: TextIO = sys.stderr) -> Hook:
+    """A bar on a terminal of one's own, lines where others print too or nobody looks."""
+    return Bar(plan, label, first_step) if stream.isatty() and not plain else Lines(plan, label, stream)
 
 
 class Bar(Hook):
     """A bar for the stage, redrawn as it goes."""
 
-    def __init__(self, plan: RunPlan, first_step: int):
+    def __init__(self, plan: RunPlan, label: str, first_step: int):
         self._progress = Progress(
-            TextColumn(plan.stage), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+            TextColumn(label, markup=False), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
             console=Console(stderr=True),
         )  # fmt: skip
         self._task = self._progress.add_task("", total=plan.steps, completed=first_step)
@@ -47,17 +48,21 @@ class Bar(Hook):
 class Lines(Hook):
     """A line now and then."""
 
-    def __init__(self, plan: RunPlan, stream: TextIO):
-        self._plan, self._stream, self._last = plan, stream, time.monotonic()
+    def __init__(self, plan: RunPlan, label: str, stream: TextIO):
+        self._plan, self._label, self._stream = plan, label, stream
+        self._last = time.monotonic()
 
     def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
         every = -(-self._plan.steps // LINES)
         step = report.progress.step
         if step % every == 0 or report.validation or time.monotonic() - self._last > SECONDS:
             self._last = time.monotonic()
-            print(f"step {step}/{self._plan.steps}  {_summary(report)}", file=self._stream, flush=True)
+            self._print(f"step {step}/{self._plan.steps}  {_summary(report)}")
             if report.validation:
-                print(f"  {_validation(report)}", file=self._stream, flush=True)
+                self._print(_validation(report))
+
+    def _print(self, text: str) -> None:
+        print(f"{self._label}: {text}", file=self._stream, flush=True)
 
 
 def _summary(report: StepReport) -> str:

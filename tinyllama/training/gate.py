@@ -28,7 +28,7 @@ def require_parent(config: RunConfig, plan: RunPlan, overrides: Sequence[str]) -
     if state is None:
         raise ConfigError(
             f"stage.fork_at_tokens={config.stage.fork_at_tokens}: {folder.path} has no checkpoint at "
-            f"{plan.start_tokens} tokens; it has {folder.checkpoint_tokens()} (checkpoint.milestones declares them ahead)"
+            f"{plan.start_tokens} tokens; it has {folder.checkpoint_tokens()} (checkpoint.milestones declares them)"
         )
     raise ConfigError(
         f"stage.parent={parent.stage} of stage={plan.stage} {state} ({folder.path}); train it first:\n"
@@ -44,7 +44,9 @@ def require_corpora(plan: RunPlan, overrides: Sequence[str]) -> None:
     """
     for name, corpus in plan.corpora.items():
         if not corpus.prepared:
-            scale = [text for text in overrides if text.lstrip("+").startswith(("scale=", "paths.", "tokenizer", "model"))]
+            scale = [
+                text for text in overrides if text.lstrip("+").startswith(("scale=", "paths.", "tokenizer", "model"))
+            ]
             raise ConfigError(
                 f"corpus {name} of stage={plan.stage} is not prepared; prepare it first:\n"
                 f"  {' '.join(['python -m tinyllama.prepare', f'corpus={name}', *scale])}"

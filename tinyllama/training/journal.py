@@ -100,7 +100,7 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def open_journal(path: Path, last_step: int) -> IO[str]:
-    """A file of one JSON object per line, to be gone on with after `last_step`: what a lost run wrote beyond is cut off."""
+    """A file of one JSON object per line, to be gone on with after `last_step`; lines beyond it are cut off."""
     kept = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):

@@ -84,5 +84,3 @@ class Meter:
         dist.all_reduce(on_device)
         values = on_device.tolist()
         return values[:count], values[count:-1], values[-1] > 0
-
-

@@ -5,7 +5,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from tinyllama.world import World
 log = logging.getLogger(__name__)
 
 
-def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str]) -> None:
+def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str], plain: bool = False) -> None:
     """Train a stage, from wherever it stands to its end.
 
     Raises:
@@ -53,10 +53,10 @@ def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str]) -> None
     """
     folder = RunFolder.of(config.paths.runs, plan)
     with sole_trainer(folder) if World.from_environment().is_main else nullcontext():
-        _run_rank(config, plan, tuple(variants))
+        _run_rank(config, plan, tuple(variants), plain)
 
 
-def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...]) -> None:
+def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool) -> None:
     stop = StopRequest()
     stop.listen()
     world = startup.initialize(config.cluster)
@@ -65,7 +65,7 @@ def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...]) -> No
         engine = _build_engine(config, plan, world)
         if checkpoint is not None:
             engine.load(checkpoint.path)
-        _Stage(config, plan, variants, world, engine).train(progress, stop)
+        _Stage(config, plan, variants, world, engine, plain).train(progress, stop)
     finally:
         startup.finalize()
 
@@ -74,9 +74,10 @@ class _Stage:
     """What training a stage needs, brought together."""
 
     def __init__(
-        self, config: RunConfig, plan: RunPlan, variants: tuple[str, ...], world: World, engine: ZeroEngine
+        self, config: RunConfig, plan: RunPlan, variants: tuple[str, ...], world: World, engine: ZeroEngine, plain: bool
     ):
         self.config, self.plan, self.variants, self.world, self.engine = config, plan, variants, world, engine
+        self.plain = plain
         self.folder = RunFolder.of(config.paths.runs, plan)
 
     def train(self, progress: Progress, stop: StopRequest) -> None:
@@ -117,6 +118,7 @@ class _Stage:
             hooks = self._hooks(progress, tracker)
             for hook in hooks:
                 stack.callback(hook.close)
+            stack.enter_context(closing(micro_batches))
             batches = grouped(micro_batches, self.engine.accumulation)
             progress = train(self.engine, batches, plan, progress, meter, hooks, stop)
         if progress.step < plan.steps:
@@ -134,7 +136,7 @@ class _Stage:
             main_only = [
                 Journal(self.folder.metrics, progress.step),
                 Tracking(tracker, config.log_every_steps),
-                build_display(plan, progress.step),
+                build_display(plan, self._label, progress.step, self.plain),
             ]
         store = CheckpointStore(
             self.folder, plan.digest, world, config.checkpoint.keep, protected=[plan.end_tokens, *self._milestones()]
@@ -157,7 +159,10 @@ class _Stage:
     def _validation_folders(self) -> dict[str, Path]:
         """Held-out samples of every configured corpus that is prepared, trained on or not."""
         folders = corpus_folders(self.config, self.config.corpora)
-        return {name: path / VALIDATION for name, path in folders.items() if read_manifest(path) is not None}
+        manifests = {name: read_manifest(path) for name, path in folders.items()}
+        return {
+            name: folders[name] / VALIDATION for name, found in manifests.items() if found and found.validation.samples
+        }
 
     def _describe(self) -> None:
         """The files that say what the run is, written before its first step."""
@@ -178,7 +183,12 @@ class _Stage:
             self._say(f"goes on after step {progress.step}")
 
     def _say(self, text: str) -> None:
-        log.info("%s [%s] %s", self.plan.name, ", ".join(self.variants), text)
+        log.info("%s: %s", self._label, text)
+
+    @property
+    def _label(self) -> str:
+        """What people call the run."""
+        return f"{self.plan.stage} [{', '.join(self.variants)}]"
 
     def _tracker(self) -> Tracker:
         runs = Path(self.config.paths.runs)

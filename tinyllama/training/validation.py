@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from tinyllama.config.schema import ValidationConfig
-from tinyllama.data.loader import MicroBatch, validation_loader
+from tinyllama.data.loader import NO_SAMPLE, MicroBatch, validation_loader
 from tinyllama.engine.zero import ZeroEngine
 from tinyllama.planning.plan import RunPlan
 from tinyllama.training.hooks import Hook
@@ -41,6 +41,7 @@ class Validation(Hook):
         sums = torch.zeros(2, dtype=torch.float64, device=self._engine.device)
         for micro in batches:
             losses = self._engine.losses(micro.tokens)
-            sums += torch.stack([losses.double().sum(), torch.tensor(len(losses), device=losses.device)])
+            real = (micro.sample_id != NO_SAMPLE).to(losses.device)
+            sums += torch.stack([losses[real].double().sum(), real.sum()])
         dist.all_reduce(sums)
         return float(sums[0] / sums[1])

@@ -28,7 +28,7 @@ def family_of(sweep: Sequence[Sequence[str]]) -> tuple[Node, ...]:
 def _with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
     """Tell each job what the sweep says of the other stages of its path.
 
-    `stage=basic,continual stage.tokens=1M` sets the tokens of both; alone, continual would reckon with the basic of conf/.
+    `stage=basic,continual stage.tokens=1M` sets the tokens of both; continual alone would reckon with conf/'s basic.
     """
     jobs = []
     for overrides in sweep:

@@ -6,7 +6,8 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
@@ -18,24 +19,33 @@ from omegaconf import DictConfig
 
 from hydra_plugins.tinyllama_launchers.family import completed, family_of
 from tinyllama.checkpoint.layout import Status
-from tinyllama.errors import Stopped, TinyllamaError
+from tinyllama.config.checks import processes_per_node
+from tinyllama.errors import ConfigError, Stopped, TinyllamaError
 from tinyllama.planning.tree import Node
 from tinyllama.reporting.family import print_outcomes, status_of
 from tinyllama.training.gate import require_corpora, require_one_machine, require_parent
+from tinyllama.world import visible_gpus
 
-DONE = "done"
+DONE, STOPPED = "done", "stopped after a checkpoint"
 
 
 @dataclass
 class LocalLauncherConfig:
     _target_: str = "hydra_plugins.tinyllama_launchers.local.LocalLauncher"
+    jobs: int | None = None
+    """Runs at a time; null: as many as the CPU cores, or the GPUs, serve."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConfig, provider="tinyllama")
 
 
 class LocalLauncher(Launcher):
-    """Runs one node after the other, each in a process of its own, forked from this one once the imports are paid."""
+    """Runs each node in a process of its own, forked from this one once the imports are paid."""
+
+    def __init__(self, jobs: int | None = None):
+        if jobs is not None and jobs < 1:
+            raise ConfigError(f"hydra.launcher.jobs={jobs} must be above 0")
+        self._jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Nothing to keep: the jobs' overrides tell everything."""
@@ -43,10 +53,10 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         nodes = family_of(job_overrides)
         _check(nodes)
-        outcomes: dict[str, str] = {}
-        for node in nodes:
-            outcomes[node.plan.digest] = _outcome(node, outcomes)
+        outcomes = _Crew(nodes, self._jobs or _jobs_that_fit(nodes)).run()
         print_outcomes(nodes, outcomes)
+        if STOPPED in outcomes.values():
+            raise Stopped("stopped after a checkpoint; the same command goes on from there")
         failed = [node.plan.name for node in nodes if outcomes[node.plan.digest] != DONE]
         if failed:
             raise TinyllamaError(f"{len(failed)} of {len(nodes)} runs did not come to their end: {', '.join(failed)}")
@@ -69,53 +79,104 @@ def _check(nodes: Sequence[Node]) -> None:
         require_one_machine(node.config.cluster)
 
 
-def _outcome(node: Node, outcomes: dict[str, str]) -> str:
-    """Train a node unless it is done or cannot be; what became of it, in a word."""
-    if status_of(node) is Status.done or node.overrides is None:
-        return DONE
-    parent = node.plan.parent
-    if parent is not None and outcomes[parent.digest] != DONE:
-        return f"not started: {parent.name} is not done"
-    code = _train(node)
-    if code == Stopped.exit_code:
-        raise Stopped("stopped after a checkpoint; the same command goes on from there")
-    return DONE if code == 0 else f"failed with exit code {code}"
+def _jobs_that_fit(nodes: Sequence[Node]) -> int:
+    processes = max(processes_per_node(node.config.cluster) for node in nodes)
+    return max(1, (visible_gpus() or _cores()) // processes)
 
 
-def _train(node: Node) -> int:
-    """Train a node in a child process; its exit code."""
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass
+class _Crew:
+    """Nodes of a tree at work, a few at a time. A node that fails holds up its descendants and nobody else."""
+
+    nodes: Sequence[Node]
+    jobs: int
+    outcomes: dict[str, str] = field(default_factory=dict)
+    running: dict[int, tuple[Node, BaseProcess]] = field(default_factory=dict)
+    """By what tells of the process' end."""
+
+    def run(self) -> dict[str, str]:
+        """What became of each node, by digest."""
+        self.outcomes = {
+            node.plan.digest: DONE for node in self.nodes if status_of(node) is Status.done or node.overrides is None
+        }
+        with self._forwarding_signals():
+            while self._start_who_can() or self.running:
+                for sentinel in wait(list(self.running)):
+                    assert isinstance(sentinel, int)
+                    node, process = self.running.pop(sentinel)
+                    self.outcomes[node.plan.digest] = _outcome(process)
+        for node in self.nodes:
+            if node.plan.digest not in self.outcomes:
+                assert node.plan.parent is not None or STOPPED in self.outcomes.values()
+                cause = f": {node.plan.parent.name} is not done" if node.plan.parent else ""
+                self.outcomes[node.plan.digest] = f"not started{cause}"
+        return self.outcomes
+
+    def _start_who_can(self) -> int:
+        """Start nodes whose parents are done, up to `jobs` in all; how many were started."""
+        if STOPPED in self.outcomes.values():
+            return 0
+        ready = [node for node in self.nodes if self._is_ready(node)][: self.jobs - len(self.running)]
+        threads = max(1, _cores() // max(1, len(ready) + len(self.running)))
+        for node in ready:
+            process = _start(node, threads, alone=self.jobs == 1)
+            self.running[process.sentinel] = (node, process)
+        return len(ready)
+
+    def _is_ready(self, node: Node) -> bool:
+        at_work = any(other is node for other, _ in self.running.values())
+        if node.plan.digest in self.outcomes or at_work:
+            return False
+        return node.plan.parent is None or self.outcomes.get(node.plan.parent.digest) == DONE
+
+    @contextmanager
+    def _forwarding_signals(self) -> Iterator[None]:
+        """What asks this process to stop asks the nodes at work, and they decide how."""
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            for _, process in self.running.values():
+                # A terminal's interrupt reaches them without our help.
+                if number != signal.SIGINT and process.is_alive() and process.pid is not None:
+                    os.kill(process.pid, number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _start(node: Node, threads: int, alone: bool) -> BaseProcess:
     import tinyllama.training.run  # noqa: F401  paid here once, so that the children need not
 
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(node,), name=node.plan.name)
+    cluster = node.config.cluster
+    if cluster.threads is None:
+        cluster = replace(cluster, threads=max(1, threads // processes_per_node(cluster)))
+    config = replace(node.config, cluster=cluster)
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(replace(node, config=config), alone))
     process.start()
-    with _forwarding_signals(process):
-        process.join()
-    assert process.exitcode is not None
-    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
+    return process
 
 
-def _child(node: Node) -> None:
+def _child(node: Node, alone: bool) -> None:
     from tinyllama.train import start
 
     try:
-        start(node.config, node.plan, node.variants)
+        start(node.config, node.plan, node.variants, plain=not alone)
     except TinyllamaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{node.plan.name}: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-@contextmanager
-def _forwarding_signals(process: BaseProcess) -> Iterator[None]:
-    """What asks this process to stop asks the child, and the child alone decides how."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        # A terminal's interrupt reaches the child without our help.
-        if number != signal.SIGINT and process.is_alive() and process.pid is not None:
-            os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _outcome(process: BaseProcess) -> str:
+    code = process.exitcode
+    if code == 0:
+        return DONE
+    if code == Stopped.exit_code:
+        return STOPPED
+    return f"failed with exit code {code}" if code and code > 0 else f"killed by signal {-(code or 0)}"

@@ -1,0 +1,105 @@
+"""Real ranks, forked from this process, and a small model to train in them."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tinyllama.config.schema import ClusterConfig, ModelConfig, OptimizerConfig, Precision
+from tinyllama.engine import startup
+from tinyllama.engine.zero import StepResult, ZeroEngine
+from tinyllama.model.llama import build_model
+from tinyllama.world import World
+
+BATCH, SEQ, VOCAB = 8, 16, 61
+MODEL = ModelConfig(  # odd sizes, so that its parameters do not divide evenly among ranks
+    name="test",
+    vocab_size=VOCAB,
+    hidden_size=30,
+    intermediate_size=83,
+    num_layers=2,
+    num_heads=5,
+    num_kv_heads=1,
+    seq_len=SEQ,
+)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, max_grad_norm=1.0)
+
+
+def cluster(**settings: Any) -> ClusterConfig:
+    """A cluster of CPUs: fp32, micro-batches of two, a short patience."""
+    common = {"name": "test", "micro_batch": 2, "precision": Precision.fp32, "threads": 1, "timeout_minutes": 1.0}
+    return ClusterConfig(**{**common, **settings})
+
+
+def batch(step: int, samples: int = BATCH) -> torch.Tensor:
+    """A global batch of arithmetic sequences, so that there is something to learn; a function of the step alone."""
+    generator = torch.Generator().manual_seed(step)
+    start = torch.randint(VOCAB, (samples, 1), generator=generator)
+    stride = torch.randint(1, 5, (samples, 1), generator=generator)
+    return (start + stride * torch.arange(SEQ + 1)) % VOCAB
+
+
+class Trainer:
+    """A rank's engine, fed its share of the global batches."""
+
+    def __init__(
+        self, cluster: ClusterConfig, seed: int = 0, optimizer: OptimizerConfig = OPTIMIZER, samples: int = BATCH
+    ):
+        self.world = startup.initialize(cluster)
+        if cluster.shard_within_node:  # two ranks make a node
+            self.world = World(self.world.rank, self.world.size, self.world.rank % 2, 2)
+        self.micro_batch, self.samples = cluster.micro_batch, samples
+        model = build_model(replace(MODEL), "sdpa", torch.device("cpu"))
+        model.initialize(seed)
+        self.model = model
+        self.accumulation = samples // (cluster.micro_batch * self.world.size)
+        self.engine = ZeroEngine(model, optimizer, cluster, self.accumulation, self.world)
+
+    def step(self, step: int, learning_rate: float = 1e-2) -> StepResult:
+        rows = batch(step, self.samples).split(self.micro_batch)
+        return self.engine.step(rows[self.world.rank :: self.world.size], learning_rate)
+
+    def train(self, first: int, last: int) -> list[tuple[float, float]]:
+        """Mean loss over the global batch and gradient norm of the steps first to last - 1."""
+        return [(self.mean(result.losses), result.grad_norm) for result in map(self.step, range(first, last))]
+
+    def mean(self, losses: torch.Tensor) -> float:
+        total = losses.sum()
+        torch.distributed.all_reduce(total)
+        return total.item() / self.samples
+
+    def saved(self, folder: Path) -> Path:
+        if self.world.is_main:
+            folder.mkdir()
+        torch.distributed.barrier()
+        self.engine.save(folder)
+        return folder
+
+
+@pytest.fixture
+def in_ranks(tmp_path: Path) -> Iterator[Callable[..., list[Any]]]:
+    """in_ranks(2, function, ...) calls it in two ranks and returns what each returned."""
+    calls = count()
+    threads = torch.get_num_threads()
+
+    def run(processes: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        folder = tmp_path / f"call-{next(calls)}"
+        folder.mkdir()
+
+        def main() -> None:
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                startup.finalize()
+            torch.save(result, folder / os.environ["RANK"])
+
+        assert startup.run_ranks(main, (), processes) == 0
+        return [torch.load(folder / str(rank), weights_only=False) for rank in range(processes)]
+
+    yield run
+    torch.set_num_threads(threads)

@@ -1,0 +1,109 @@
+"""The decoder against Hugging Face's, and its random weights against the original's."""
+
+import math
+
+import pytest
+import torch
+
+from tinyllama.config.schema import ModelConfig
+from tinyllama.model.hf import from_hf, hf_config, to_hf
+from tinyllama.model.llama import Llama, build_model
+from tinyllama.planning.flops import num_parameters
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def hugging_face() -> type:
+    """LlamaForCausalLM; torchvision's operators are declared where its wheel does not fit torch."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM
+
+
+@pytest.fixture
+def twin(hugging_face: type, model: Llama, config: ModelConfig) -> torch.nn.Module:
+    """Hugging Face's model with large random weights, which `model` is given too."""
+    from transformers import LlamaConfig
+
+    theirs = hugging_face(LlamaConfig(**hf_config(config)))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.load_state_dict(from_hf(theirs.state_dict(), config))
+    return theirs
+
+
+def test_logits_loss_and_gradients_equal_those_of_hugging_face(
+    model: Llama, twin: torch.nn.Module, tokens: torch.Tensor, config: ModelConfig
+) -> None:
+    theirs = twin(tokens[:, :-1]).logits
+    torch.testing.assert_close(model.logits(tokens[:, :-1]), theirs, atol=1e-5, rtol=1e-5)
+
+    expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), tokens[:, 1:].flatten())
+    loss = model(tokens).mean()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+    loss.backward()
+    expected.backward()
+    gradients = to_hf({name: parameter.grad for name, parameter in model.named_parameters()}, config)
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_names_go_to_hugging_face_and_back_without_a_change(
+    model: Llama, twin: torch.nn.Module, config: ModelConfig
+) -> None:
+    theirs = to_hf(model.state_dict(), config)
+    assert {name: value.shape for name, value in theirs.items()} == {
+        name: value.shape for name, value in twin.state_dict().items()
+    }
+    back = from_hf(theirs, config)
+    assert back.keys() == model.state_dict().keys()
+    assert all(torch.equal(back[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_forward_pass_gives_one_loss_per_sequence_in_fp32(model: Llama, tokens: torch.Tensor) -> None:
+    together, apart = model(tokens), torch.cat([model(row[None]) for row in tokens])
+    assert together.shape == (3,)
+    assert model.bfloat16()(tokens).dtype == torch.float32
+    torch.testing.assert_close(together, apart)
+
+
+def test_no_position_sees_what_comes_after_it(model: Llama, tokens: torch.Tensor) -> None:
+    changed = tokens.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % 97
+    before, after = model.logits(tokens[:, :-1]), model.logits(changed[:, :-1])
+    torch.testing.assert_close(before[:, :20], after[:, :20])
+    assert not torch.allclose(before[:, 20:], after[:, 20:])
+
+
+def test_random_weights_are_those_of_the_original(config: ModelConfig) -> None:
+    config.hidden_size, config.vocab_size = 256, 1000
+    model = build_model(config, "sdpa", CPU)
+    model.initialize(seed=3407)
+    assert num_parameters(config) == sum(parameter.numel() for parameter in model.parameters())
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter))
+            continue
+        into_residual = "attention.out" in name or "down" in name
+        deviation = 1 / math.sqrt(256) / 3 if into_residual else math.sqrt(2 / (5 * 256))
+        assert parameter.std().item() == pytest.approx(deviation, rel=0.02), name
+        assert abs(parameter.mean().item()) < deviation / 20, name
+
+
+def test_random_weights_follow_the_seed_alone(config: ModelConfig) -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        model = build_model(config, "sdpa", CPU)
+        model.initialize(seed)
+        return [parameter for parameter in model.parameters() if parameter.ndim == 2]
+
+    assert all(torch.equal(one, other) for one, other in zip(weights(1), weights(1), strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(weights(1), weights(2), strict=True))
