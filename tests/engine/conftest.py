@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ class Trainer:
         if cluster.shard_within_node:  # two ranks make a node
             self.world = World(self.world.rank, self.world.size, self.world.rank % 2, 2)
         self.micro_batch, self.samples = cluster.micro_batch, samples
-        model = build_model(replace(MODEL), "sdpa", torch.device("cpu"))
+        model = build_model(MODEL, "sdpa", startup.device())
         model.initialize(seed)
         self.model = model
         self.accumulation = samples // (cluster.micro_batch * self.world.size)
@@ -79,6 +78,16 @@ class Trainer:
         torch.distributed.barrier()
         self.engine.save(folder)
         return folder
+
+
+@pytest.fixture(autouse=True)
+def device_as_marked(request: pytest.FixtureRequest) -> None:
+    """Where there are GPUs, ranks use them: the tests marked gpu want that, the others want more ranks than that."""
+    wants_gpu = request.node.get_closest_marker("gpu") is not None
+    if wants_gpu and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    if torch.cuda.is_available() and not wants_gpu:
+        pytest.skip("needs ranks on the CPU: hide the GPUs with CUDA_VISIBLE_DEVICES=")
 
 
 @pytest.fixture

@@ -267,6 +267,35 @@ def test_damaged_or_foreign_checkpoints_are_refused(in_ranks: InRanks, tmp_path:
     in_ranks(1, run)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_on_a_gpu_bf16_trains_like_fp32_on_a_cpu(in_ranks: InRanks, stage: int) -> None:
+    curve = in_ranks(1, train, cluster(zero_stage=stage, precision=Precision.auto), 4)[0]
+    assert flat(curve) == pytest.approx(flat(train_bare(4)), rel=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_of_a_gpu_is_loaded_and_written_again_unchanged(
+    in_ranks: InRanks, tmp_path: Path, stage: int
+) -> None:
+    layout = cluster(zero_stage=stage, precision=Precision.auto)
+
+    def first() -> None:
+        trainer = Trainer(layout)
+        trainer.train(0, 2)
+        trainer.saved(tmp_path / "first")
+
+    def second() -> None:
+        trainer = Trainer(layout, seed=9)
+        trainer.engine.load(tmp_path / "first")
+        trainer.saved(tmp_path / "second")
+
+    in_ranks(1, first)
+    in_ranks(1, second)
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+
+
 _QUIET = """
 import sys
 from tests.engine.conftest import Trainer, cluster

@@ -233,7 +233,7 @@ class _Ranks:
 
 
 def _run_rank(main: Main, args: tuple, environment: dict[str, str], report: Connection) -> None:
-    """The whole life of a started rank."""
+    """The whole life of a started rank. Handlers of atexit are not run in it: multiprocessing leaves without them."""
     os.setpgid(0, 0)  # a terminal's interrupt reaches it once, through the parent
     _die_with_parent()
     for number in _FORWARDED:
@@ -253,9 +253,7 @@ def _run_rank(main: Main, args: tuple, environment: dict[str, str], report: Conn
         else:
             report.send((time.monotonic(), None, traceback.format_exc()))
             code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(code)
 
 
 def _die_with_parent() -> None:

@@ -174,9 +174,11 @@ def _child(node: Node, alone: bool) -> None:
 
 
 def _outcome(process: BaseProcess) -> str:
+    process.join()  # it has ended, but its exit code has not been fetched
     code = process.exitcode
     if code == 0:
         return DONE
     if code == Stopped.exit_code:
         return STOPPED
-    return f"failed with exit code {code}" if code and code > 0 else f"killed by signal {-(code or 0)}"
+    assert code is not None
+    return f"failed with exit code {code}" if code > 0 else f"killed by signal {-code}"
