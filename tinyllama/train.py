@@ -10,6 +10,7 @@ from tinyllama.config.schema import RunConfig
 from tinyllama.data.inventory import take_inventory
 from tinyllama.planning.plan import RunPlan, make_plan
 from tinyllama.training.gate import require_corpora, require_one_machine, require_parent
+from tinyllama.world import World
 
 
 @command
@@ -20,7 +21,8 @@ def main(config: RunConfig, overrides: list[str]) -> None:
     plan = make_plan(path, take_inventory(config))
     folder = RunFolder.of(config.paths.runs, plan)
     if folder.status is Status.done:
-        print(f"{plan.name} [{config.variant}] is done: {folder.path}", file=sys.stderr)
+        if World.from_environment().is_main:
+            print(f"{plan.name} [{config.variant}] is done: {folder.path}", file=sys.stderr)
         return
     require_parent(config, plan, overrides)
     require_corpora(plan, overrides)

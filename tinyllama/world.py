@@ -39,3 +39,11 @@ def visible_gpus(environ: Mapping[str, str] = os.environ, devices: Path = Path("
     if chosen is not None:
         return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
     return sum(path.name.removeprefix("nvidia").isdigit() for path in devices.glob("nvidia*"))
+
+
+def given_ranks(environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many ranks torchrun or srun has started in all, this process among them; None if a person started it."""
+    if "RANK" in environ:
+        return int(environ["WORLD_SIZE"])
+    tasks = int(environ.get("SLURM_NTASKS", "1"))
+    return tasks if tasks > 1 and "SLURM_PROCID" in environ else None

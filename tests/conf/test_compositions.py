@@ -55,9 +55,7 @@ def test_every_variant_and_stage_plans_on_every_cluster_at_every_scale(compose, 
     assert plan.end_tokens == pytest.approx(sum(config.stage.tokens for config in path), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "model, tokenizer", [("tinyllama_1b", "llama2"), ("tinyllama_120m", "llama2"), ("nano", "demo")]
-)
+@pytest.mark.parametrize("model, tokenizer", [("tinyllama_1b", "llama2"), ("120m", "llama2"), ("nano", "demo")])
 @pytest.mark.parametrize("tracking", ["mlflow", "none"])
 def test_every_model_plans_with_its_tokenizer_and_every_tracker(compose, empty, model, tokenizer, tracking):
     assert {model} <= options("model") and {tokenizer} <= options("tokenizer") and {tracking} <= options("tracking")

@@ -26,7 +26,7 @@ def loaded_by(command: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.Co
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"),
+    "command, arguments",
     [
         ("train", ["--cfg", "job"]),
         ("train", ["--help"]),

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 def names(runs: Path) -> dict[str, bool]:
     """Stage of each run that was begun, and whether it is done."""
-    return {path.name.split("-")[0] + json.loads((path / "plan.json").read_text())["variants"][0]:
-            (path / "DONE").is_file() for path in (runs / "demo").iterdir() if (path / "plan.json").is_file()}  # fmt: skip
+    begun = [path for path in (runs / "demo").iterdir() if (path / "plan.json").is_file()]
+    plans = {path: json.loads((path / "plan.json").read_text()) for path in begun}
+    return {plan["stage"] + plan["variants"][0]: (path / "DONE").is_file() for path, plan in plans.items()}
 
 
 def test_a_node_that_fails_holds_up_its_descendants_and_nobody_else(settings, data, shell, tmp_path):
@@ -28,11 +29,17 @@ def test_a_node_that_fails_holds_up_its_descendants_and_nobody_else(settings, da
     result = shell("train", "-m", *settings, f"paths.data={broken}", f"paths.runs={tmp_path / 'runs'}", *sweep)
     assert result.code == 1
     done = names(tmp_path / "runs")
-    assert done == {"basicchinese": True, "continualchinese": False, "continualstandard": True, "cooldownstandard": True}
+    assert done == {
+        "basicchinese": True,
+        "continualchinese": False,
+        "continualstandard": True,
+        "cooldownstandard": True,
+    }
     table = result.err[result.err.index("Validation loss") :]
-    (failed,) = [line for line in table.splitlines() if "continual" in line and "chinese" in line]
-    assert "failed with exit code" in failed
-    assert "is not done" in next(line for line in table.splitlines() if "cooldown" in line and "chinese" in line)
+    status = {(line.split("-")[0].strip(), "chinese" in line): line for line in table.splitlines()}
+    assert "failed with exit code" in status["continual", True]
+    assert "not started: continual" in status["cooldown", True]
+    assert status["cooldown", False].split()[-1] == "done"
     assert "2 of 5 runs did not come to their end" in result.err
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LONGER = ["stage=basic", "stage.tokens=80K", "schedule.horizon_tokens=80K", "trace=true", "tracking=none"]
 
 
@@ -24,12 +26,13 @@ def final_weights(runs: Path) -> dict:
     return load_file(newest / "weights.safetensors")
 
 
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def start(overrides: list[str]) -> "subprocess.Popen[str]":
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tinyllama.train", *overrides],
-        cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "tinyllama.train", *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_steps(process: "subprocess.Popen[str]", runs: Path, steps: int) -> None:
@@ -51,18 +54,41 @@ def unbroken(settings, shell, tmp_path_factory):
     return runs
 
 
-@pytest.mark.parametrize("processes, micro_batch, workers", [(2, 2, 0), (2, 4, 1), (1, 2, 2)])
-def test_the_samples_are_the_same_on_any_processes_micro_batch_and_workers(
-    unbroken, small, shell, tmp_path, processes, micro_batch, workers
+@pytest.mark.parametrize(
+    "placement",
+    [
+        ["cluster.processes=2", "cluster.micro_batch=2"],
+        ["cluster.processes=2", "cluster.workers=1", "cluster.zero_stage=3", "cluster.shard_within_node=true"],
+        ["cluster.processes=4", "cluster.zero_stage=2"],
+        ["cluster.micro_batch=2", "cluster.workers=2"],
+    ],
+    ids=" ".join,
+)
+def test_the_samples_are_the_same_on_any_processes_micro_batch_workers_and_zero_stage(
+    unbroken, small, shell, tmp_path, placement
 ):
-    placement = [f"cluster.processes={processes}", f"cluster.micro_batch={micro_batch}", f"cluster.workers={workers}"]
     result = shell("train", *small, *LONGER, *placement)
     assert result.code == 0, result.err
     here, there = only_run(tmp_path / "runs"), only_run(unbroken)
     assert here.name == there.name
     assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
-    losses = [[json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()] for run in (here, there)]
-    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+    assert losses(here) == pytest.approx(losses(there), abs=2e-3)
+
+
+def test_torchrun_may_start_the_ranks(unbroken, small, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tinyllama.train"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *small, *LONGER],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    here, there = only_run(tmp_path / "runs"), only_run(unbroken)
+    assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
+    assert losses(here) == pytest.approx(losses(there), abs=2e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -80,7 +106,9 @@ def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(
     assert "goes on after step" in result.err
     for name in ("samples.jsonl",):
         assert (only_run(tmp_path / "runs") / name).read_bytes() == (only_run(unbroken) / name).read_bytes()
-    steps = [json.loads(line)["step"] for line in (only_run(tmp_path / "runs") / "metrics.jsonl").open()]
+    steps = [
+        json.loads(line)["step"] for line in (only_run(tmp_path / "runs") / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 79))
     ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
     assert all((ours[name] == theirs[name]).all() for name in theirs)

@@ -14,11 +14,12 @@ NAMES = ("slimpajama", "starcoder", "proof_pile_2", "skypile")
 PREPARED = Inventory({name: Corpus(name, f"of {name}", (64,) * 40) for name in NAMES}, "of the tokenizer")
 
 PLACEMENT = [
-    "paths.runs=elsewhere", "paths.data=elsewhere", "cluster.processes=2", "cluster.micro_batch=2", "cluster.zero_stage=3",
-    "cluster.attention=flash_attn", "cluster.compile=true", "cluster.workers=3", "cluster.precision=bf16", "tracking=none",
-    "tracking.uri=http://127.0.0.1:1", "checkpoint.every_tokens=1M", "validation.every_tokens=1M", "trace=true",
-    "format=json", "log_every_steps=9", "family=other", "model.name=renamed", "tokenizer.name=renamed",
-    "data_mix.weights={slimpajama: 5, skypile: 5}", "optimizer.learning_rate=0.0030",
+    "paths.runs=elsewhere", "paths.data=elsewhere", "cluster.processes=2", "cluster.micro_batch=2",
+    "cluster.zero_stage=3", "cluster.attention=flash_attn", "cluster.compile=true", "cluster.workers=3",
+    "cluster.precision=bf16", "tracking=none", "tracking.uri=http://127.0.0.1:1", "checkpoint.every_tokens=1M",
+    "validation.every_tokens=1M", "trace=true", "format=json", "log_every_steps=9", "family=other",
+    "model.name=renamed", "tokenizer.name=renamed", "data_mix.weights={slimpajama: 5, skypile: 5}",
+    "optimizer.learning_rate=0.0030",
 ]  # fmt: skip
 MEANING = [
     "seed=1", "model.num_layers=2", "model.rope_theta=1e6", "tokenizer.add_bos=true", "data_mix.weights.skypile=51",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tinyllama.config.schema import ClusterConfig, MixConfig, RunConfig, StageConfig
 from tinyllama.errors import ConfigError, unknown
 from tinyllama.units import format_tokens
-from tinyllama.world import visible_gpus
+from tinyllama.world import given_ranks, visible_gpus
 
 
 def check_path(path: Sequence[RunConfig]) -> None:
@@ -152,14 +152,18 @@ def _check_cluster(cluster: ClusterConfig) -> None:
 
 def _check_batch(config: RunConfig) -> None:
     stage, cluster, lanes = config.stage, config.cluster, config.order.lanes
-    processes = processes_per_node(cluster)
-    per_pass = cluster.nodes * processes * cluster.micro_batch * config.model.seq_len
+    given, processes = given_ranks(), processes_per_node(cluster)
+    if given is not None:
+        ranks, hardware = given, _count(given, "rank")
+    else:
+        ranks = cluster.nodes * processes
+        hardware = f"{_count(cluster.nodes, 'node')} x {_count(processes, 'process', 'processes')}"
+    per_pass = ranks * cluster.micro_batch * config.model.seq_len
     if stage.batch_tokens % per_pass:
         raise ConfigError(
-            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {per_pass} "
-            f"({_count(cluster.nodes, 'node')} x "
-            f"{_count(processes, 'process', 'processes')} x micro-batch {cluster.micro_batch} x {config.model.seq_len} "
-            f"tokens); {_nearest(stage.batch_tokens, per_pass)}; or change cluster.micro_batch"
+            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {per_pass} ({hardware} x micro-batch "
+            f"{cluster.micro_batch} x {config.model.seq_len} tokens); {_nearest(stage.batch_tokens, per_pass)}; "
+            f"or change cluster.micro_batch"
         )
     _check_positive({"order.lanes": lanes, "order.window": config.order.window})
     _check_multiple(

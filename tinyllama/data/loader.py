@@ -1,6 +1,6 @@
 """Micro-batches of token ids in the exact order of the plan, for training and for validation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def train_loader(
     workers: int = 0,
     remotes: Mapping[str, str] | None = None,
     cache_limit: int | None = None,
-) -> Iterator[MicroBatch]:
+) -> Generator[MicroBatch, None, None]:
     """This rank's micro-batches of positions [start, stop) of a stage; all ranks must call it at the same point.
 
     Args:
@@ -149,7 +149,7 @@ class _Reader(IterableDataset[_Rows]):
             )
 
 
-def _read(reader: _Reader, workers: int, store: ShardStore) -> Iterator[MicroBatch]:
+def _read(reader: _Reader, workers: int, store: ShardStore) -> Generator[MicroBatch, None, None]:
     loader: DataLoader[_Rows] = DataLoader(
         reader,
         batch_size=None,

@@ -23,7 +23,7 @@ import torch.distributed
 
 from tinyllama.config.schema import ClusterConfig
 from tinyllama.errors import Stopped, TinyllamaError
-from tinyllama.world import World
+from tinyllama.world import World, given_ranks
 
 Main = Callable[..., int | None]
 
@@ -42,7 +42,7 @@ def run_ranks(main: Main, args: tuple, processes: int) -> int:
     Raises:
         TinyllamaError: what `main` raised, in whichever rank it did first.
     """
-    given = _given_ranks(os.environ)
+    given = _place(os.environ)
     if given is not None or processes == 1:
         with _environment(_rank_environment(0, 1, port=0) if given is None else given):
             return main(*args) or 0
@@ -80,12 +80,12 @@ def device() -> torch.device:
 # ---------------------------------------------------------------- ranks that others started
 
 
-def _given_ranks(environ: Mapping[str, str]) -> dict[str, str] | None:
+def _place(environ: Mapping[str, str]) -> dict[str, str] | None:
     """The place that torchrun or srun gave to this process, as environment variables; None without them."""
+    if given_ranks(environ) is None:
+        return None
     if "RANK" in environ:
         return {}
-    if int(environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in environ:
-        return None
     # "4(x2),3": four tasks on each of two nodes, three on another
     per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", environ["SLURM_NTASKS"]).split("(")[0].split(",")[0]
     given = {

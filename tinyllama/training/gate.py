@@ -1,7 +1,6 @@
 """What must stand on disk before a stage may be trained. Light: nothing of torch is loaded to say no."""
 
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,6 +8,7 @@ from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.schema import ClusterConfig, RunConfig
 from tinyllama.errors import ConfigError
 from tinyllama.planning.plan import RunPlan
+from tinyllama.world import given_ranks
 
 
 def require_parent(config: RunConfig, plan: RunPlan, overrides: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ def require_one_machine(cluster: ClusterConfig) -> None:
     Raises:
         ConfigError: the cluster has more nodes.
     """
-    if cluster.nodes > 1 and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
+    if cluster.nodes > 1 and given_ranks() is None:
         raise ConfigError(
             f"cluster.nodes={cluster.nodes} (cluster={cluster.name}) cannot be started from one machine; run the same "
             f"command under torchrun or srun on every node, or choose cluster=local"
