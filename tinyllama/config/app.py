@@ -30,12 +30,15 @@ def command(main: Main) -> Callable[[], None]:
         typed = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
         try:
             _start_hydra(main)
+            sys.stdout.flush()
         except TinyllamaError as error:
             _leave(error)
         except COMPLAINTS as error:
             _leave(explain(error, typed))
         except KeyboardInterrupt:
             sys.exit(130)
+        except BrokenPipeError:  # whoever reads the output has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return run
 

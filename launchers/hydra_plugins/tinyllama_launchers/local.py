@@ -43,14 +43,14 @@ class LocalLauncher(Launcher):
     """Runs each node in a process of its own, forked from this one once the imports are paid."""
 
     def __init__(self, jobs: int | None = None):
-        if jobs is not None and jobs < 1:
-            raise ConfigError(f"hydra.launcher.jobs={jobs} must be above 0")
         self._jobs = jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Nothing to keep: the jobs' overrides tell everything."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if self._jobs is not None and self._jobs < 1:
+            raise ConfigError(f"hydra.launcher.jobs={self._jobs} must be above 0")
         nodes = family_of(job_overrides)
         _check(nodes)
         outcomes = _Crew(nodes, self._jobs or _jobs_that_fit(nodes)).run()
