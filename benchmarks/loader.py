@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from tinyllama.data.loader import train_loader
 from tinyllama.data.mds import MDSWriter
 from tinyllama.data.streaming import ShardStore

@@ -68,7 +68,7 @@ class ShardStore:
             ),
             _swapped(reader_module, deepcopy=dict),  # of the index, shard by shard: three quarters of the start-up
         ):
-            self._dataset = StreamingDataset(streams=streams, batch_size=1, cache_limit=cache_limit, predownload=0)
+            self._dataset = StreamingDataset(streams=streams, batch_size=1, cache_limit=cache_limit, predownload=1)
         if self._leads_node:
             _barrier()
         self._offsets: list[int] = self._dataset.sample_offset_per_stream.tolist()
