@@ -1,6 +1,7 @@
 """Prepare raw corpora for training: `python -m tinyllama.prepare corpus=skypile`, or all that are configured."""
 
 import json
+import sys
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -39,11 +40,11 @@ def _chosen(config: RunConfig, overrides: list[str]) -> list[CorpusConfig]:
 
 
 def _print_table(summaries: Sequence[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("corpus", "documents", "skipped", "tokens", "samples", "shards", "size", "time", box=SIMPLE)
+    from tinyllama.reporting.console import console
+
+    table = Table("corpus", "documents", "skipped", "tokens", "samples", "shards", "size", "time", box=None)
     for row in summaries:
         table.add_row(
             row["corpus"],
@@ -55,7 +56,7 @@ def _print_table(summaries: Sequence[dict[str, Any]]) -> None:
             format_bytes(row["bytes"]),
             format_seconds(row["seconds"]),
         )
-    Console().print(table)
+    console(sys.stdout).print(table)
 
 
 if __name__ == "__main__":

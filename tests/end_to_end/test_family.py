@@ -36,6 +36,8 @@ def test_the_basic_stage_is_trained_once_and_every_other_stage_once_per_variant(
     folders = Counter(path.name.split("-")[0] for path in (family / "demo").iterdir())
     assert folders == {"basic": 1, "continual": 3, "cooldown": 3}
     assert all((path / "DONE").is_file() for path in (family / "demo").iterdir())
+    plans = [json.loads((path / "plan.json").read_text()) for path in (family / "demo").iterdir()]
+    assert {plan["status"] for plan in plans} == {"done"}
 
 
 def test_a_second_call_finds_everything_done_and_changes_nothing(family, settings, shell):

@@ -3,14 +3,14 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.planning.document import plan_document
 from tinyllama.planning.tree import Node
+from tinyllama.reporting.console import console
 from tinyllama.units import format_tokens
 
 
@@ -29,10 +29,9 @@ def print_outcomes(nodes: Sequence[Node], outcomes: Mapping[str, str]) -> None:
             *(f"{loss[name]:.3f}" if name in loss else "" for name in corpora),
             outcomes[node.plan.digest],
         )
-    console = _console(sys.stderr)
     if corpora:
-        console.print("Validation loss, per corpus:")
-    console.print(table)
+        print("Validation loss, per corpus:", file=sys.stderr)
+    console(sys.stderr).print(table)
 
 
 def print_plan(nodes: Sequence[Node]) -> None:
@@ -53,7 +52,7 @@ def print_plan(nodes: Sequence[Node]) -> None:
             "\n".join(_share(name, row) for name, row in document["corpora"].items()),
         )
     print(f"family {nodes[0].plan.family}")
-    _console(sys.stdout).print(table)
+    console(sys.stdout).print(table)
     if any(node.plan.provisional for node in nodes):
         print("Corpora that are not prepared yet are reckoned with the sizes in conf/.")
 
@@ -86,11 +85,6 @@ def _table(*left: str, right: Sequence[str]) -> Table:
     for heading in right:
         table.add_column(heading, justify="right")
     return table
-
-
-def _console(stream: TextIO) -> Console:
-    """Whole lines where nobody knows how wide the reader's window is."""
-    return Console(file=stream, width=None if stream.isatty() else 200, highlight=False)
 
 
 def _share(name: str, row: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.checkpoint.layout import RunFolder
+from tinyllama.checkpoint.layout import Status as RunStatus
 from tinyllama.checkpoint.resume import find_start
 from tinyllama.checkpoint.store import CheckpointStore, write_durably
 from tinyllama.config.load import to_yaml
@@ -124,6 +125,7 @@ class _Stage:
         if progress.step < plan.steps:
             return "KILLED"
         if self.world.is_main:
+            self._write_plan(RunStatus.done)
             write_durably(self.folder.done, json.dumps(asdict(progress) | self._last_validation()) + "\n")
             self._say(f"done in {format_seconds(time.monotonic() - started)}: {self.folder.path}")
         return "FINISHED"
@@ -168,9 +170,12 @@ class _Stage:
         """The files that say what the run is, written before its first step."""
         identity = {"digest": self.plan.digest, "meaning": self.plan.meaning}
         write_durably(self.folder.identity, json.dumps(identity, indent=1, default=str) + "\n")
-        document = plan_document(self.plan, self.variants, self.folder.status.value, str(self.folder.path))
-        write_durably(self.folder.plan, json.dumps(document, indent=1) + "\n")
+        self._write_plan(RunStatus.partial)
         write_durably(self.folder.config, to_yaml(self.config))
+
+    def _write_plan(self, status: RunStatus) -> None:
+        document = plan_document(self.plan, self.variants, status.value, str(self.folder.path))
+        write_durably(self.folder.plan, json.dumps(document, indent=1) + "\n")
 
     def _announce(self, progress: Progress) -> None:
         plan = self.plan
