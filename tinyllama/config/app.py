@@ -17,6 +17,7 @@ from tinyllama.config.load import load, typed_overrides
 from tinyllama.config.location import conf_folder, expose_launchers
 from tinyllama.config.mistakes import COMPLAINTS, explain
 from tinyllama.config.schema import RunConfig
+from tinyllama.config.usage import usage
 from tinyllama.errors import ConfigError, TinyllamaError
 
 Main = Callable[[RunConfig, list[str]], None]
@@ -27,6 +28,9 @@ def command(main: Main) -> Callable[[], None]:
     """The command-line program whose body is `main`; exit codes are those of errors.py."""
 
     def run() -> None:
+        if {"--help", "-h"} & set(sys.argv):
+            print(usage(sys.modules[main.__module__].__doc__ or ""), end="")
+            return
         typed = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
         try:
             _start_hydra(main)
@@ -100,8 +104,6 @@ def prepare_hydra() -> None:
 
 def _start_hydra(main: Main) -> None:
     prepare_hydra()
-    if {"--help", "-h"} & set(sys.argv):
-        print(sys.modules[main.__module__].__doc__, end="\n\n")
     errors: list[TinyllamaError] = []
 
     @wraps(main)  # so that Hydra calls the job by the command's name
