@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,8 @@ from tinyllama.world import World, given_ranks
 Main = Callable[..., int | None]
 
 _GRACE_SECONDS = 10.0
+_PULSE_SECONDS = 0.5
+"""How often waiting is interrupted: a signal that comes just before the wait does not end it, and is heeded then."""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
@@ -146,30 +148,36 @@ class _Failure:
 class _Ranks:
     """Ranks of one node, from their start to the last one's end."""
 
-    def __init__(self, main: Main, args: tuple, processes: int):
+    def __init__(self, main: Main, args: tuple, size: int):
+        self._main, self._args, self._size = main, args, size
+        self.reports: list[Connection] = []
+        self.processes: list[BaseProcess] = []
+
+    def _start(self) -> None:
         import torch._dynamo  # noqa: F401  # the first optimizer would, in each rank: two seconds
 
         context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
         port = _free_port()
-        self.reports: list[Connection] = []
-        self.processes: list[BaseProcess] = []
-        for rank in range(processes):
+        for rank in range(self._size):
             report, sender = context.Pipe(duplex=False)
-            environment = _rank_environment(rank, processes, port)
-            process = context.Process(target=_run_rank, args=(main, args, environment, sender), name=f"rank {rank}")
+            job = (self._main, self._args, _rank_environment(rank, self._size, port), sender)
+            process = context.Process(target=_run_rank, args=job, name=f"rank {rank}")
             process.start()
             sender.close()
             self.reports.append(report)
             self.processes.append(process)
 
     def outcome(self) -> int:
-        """Wait for all; the exit code of the first failure, or 0."""
+        """Start all, wait for all; the exit code of the first failure, or 0."""
         with self._forwarding_signals():
+            with _held_back(_FORWARDED):
+                self._start()
             first = self._first_failure()
             if first is not None and first.code != Stopped.exit_code:
                 self._end_others()
             for process in self.processes:
-                process.join()
+                while process.is_alive():
+                    process.join(_PULSE_SECONDS)
         if first is None:
             return 0
         if first.error is not None:
@@ -185,7 +193,7 @@ class _Ranks:
         """Returns as soon as a rank has failed, or all have ended well."""
         running = dict(enumerate(self.processes))
         while running:
-            ended = wait([process.sentinel for process in running.values()])
+            ended = wait([process.sentinel for process in running.values()], timeout=_PULSE_SECONDS)
             done = [rank for rank, process in running.items() if process.sentinel in ended]
             for rank in done:
                 running.pop(rank).join()  # the sentinel comes a moment before the exit code
@@ -232,12 +240,23 @@ class _Ranks:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def _held_back(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Signals that come meanwhile are delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run_rank(main: Main, args: tuple, environment: dict[str, str], report: Connection) -> None:
     """The whole life of a started rank. Handlers of atexit are not run in it: multiprocessing leaves without them."""
     os.setpgid(0, 0)  # a terminal's interrupt reaches it once, through the parent
     _die_with_parent()
     for number in _FORWARDED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     os.environ.update(environment)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:

@@ -105,7 +105,8 @@ class _Crew:
         }
         with self._forwarding_signals():
             while self._start_who_can() or self.running:
-                for sentinel in wait(list(self.running)):
+                # Not for ever: a signal that comes just before the wait does not end it, and is heeded then.
+                for sentinel in wait(list(self.running), timeout=0.5):
                     assert isinstance(sentinel, int)
                     node, process = self.running.pop(sentinel)
                     self.outcomes[node.plan.digest] = _outcome(process)
