@@ -22,6 +22,8 @@ from tinyllama.data.sources.mathematics import explanations, worked_problems
 from tinyllama.data.sources.raw import CORPORA, train_on_corpora, write_raw_corpora
 from tinyllama.data.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 MEGABYTES = {"slimpajama": 6, "starcoder": 6, "proof_pile_2": 3, "skypile": 3}
 
 

@@ -18,6 +18,8 @@ from tinyllama.engine.startup import run_ranks
 from tinyllama.errors import ConfigError, Stopped
 from tinyllama.world import World
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ from tinyllama.config.schema import ClusterConfig, Precision
 from tinyllama.errors import DamageError
 from tinyllama.model.llama import build_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 InRanks = Callable[..., list[Any]]
 

@@ -15,6 +15,8 @@ from tinyllama.lineage import Dataset, RunRecord, Status, build_tracker
 from tinyllama.lineage.mlflow import MlflowRecorder, find_run, open_store
 from tinyllama.lineage.record import Measurement
 
+pytestmark = pytest.mark.slow
+
 MakeRecord = Callable[..., RunRecord]
 
 
