@@ -15,6 +15,11 @@ VARIANTS = ("standard", "math_code", "chinese")
 STAGES = ("basic", "continual", "cooldown")
 CLUSTERS = ("local", "a100_40g_x4", "h100_x8", "h200_x8")
 SCALES = ("", "demo")
+COMBINATIONS = [
+    pytest.param(*each, marks=pytest.mark.slow if each[2] != "local" and each[3] else [], id="-".join(each).strip("-"))
+    for each in product(VARIANTS, STAGES, CLUSTERS, SCALES)
+]
+"""All of them; `make check` leaves the demo on large clusters out."""
 
 
 def options(group: str) -> set[str]:
@@ -40,7 +45,7 @@ def test_the_combinations_below_are_all_there_are():
     assert options("scale") == {"demo"}
 
 
-@pytest.mark.parametrize("variant, stage, cluster, scale", product(VARIANTS, STAGES, CLUSTERS, SCALES))
+@pytest.mark.parametrize("variant, stage, cluster, scale", COMBINATIONS)
 def test_every_variant_and_stage_plans_on_every_cluster_at_every_scale(compose, empty, variant, stage, cluster, scale):
     scaled = [f"+scale={scale}"] if scale else []
     # The demo's batches are for one machine: no cluster of 32 GPUs could share them.
