@@ -167,9 +167,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_
 
 
 def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, shell):
-    process = start([*small, *LONGER])
+    endless = [*small, "stage=basic", "stage.tokens=10M", "schedule.horizon_tokens=10M", "tracking=none"]
+    process = start(endless)
     wait_for_steps(process, tmp_path / "runs", 2)
-    second = shell("train", *small, *LONGER)
+    second = shell("train", *endless)
     process.kill()
     process.communicate()
     assert second.code == 2
