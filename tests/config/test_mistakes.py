@@ -97,6 +97,7 @@ def test_a_mistake_on_the_command_line_gets_one_message_and_writes_nothing(run, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides, words", list(MISTAKES.values())[:1] + list(MISTAKES.values())[12:17])
 def test_a_sweep_refuses_the_same_mistakes_before_it_trains_anything(run, tmp_path, overrides, words):
     result = run("train", "-m", f"paths.runs={tmp_path / 'runs'}", f"paths.data={tmp_path / 'data'}", *overrides)

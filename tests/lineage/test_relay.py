@@ -121,6 +121,7 @@ def test_calls_arrive_in_order_and_neighbouring_steps_together(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_what_was_logged_while_the_store_was_down_arrives_later(
     scene: Scene, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
