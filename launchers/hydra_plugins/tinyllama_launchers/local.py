@@ -33,7 +33,7 @@ DONE, STOPPED = "done", "stopped after a checkpoint"
 class LocalLauncherConfig:
     _target_: str = "hydra_plugins.tinyllama_launchers.local.LocalLauncher"
     jobs: int | None = None
-    """Runs at a time; null: as many as the CPU cores, or the GPUs, serve."""
+    """Runs at a time; null: as many as the CPU cores serve, one on GPUs."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConfig, provider="tinyllama")
@@ -80,8 +80,10 @@ def _check(nodes: Sequence[Node]) -> None:
 
 
 def _jobs_that_fit(nodes: Sequence[Node]) -> int:
+    if visible_gpus():  # every run counts its GPUs from the first one, so two at a time would share them
+        return 1
     processes = max(processes_per_node(node.config.cluster) for node in nodes)
-    return max(1, (visible_gpus() or _cores()) // processes)
+    return max(1, _cores() // processes)
 
 
 def _cores() -> int:

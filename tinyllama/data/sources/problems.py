@@ -9,27 +9,8 @@ from random import Random
 Problem = tuple[str, str]
 """The question and its solution."""
 
-_PEOPLE = (
-    "Ada",
-    "Ben",
-    "Chloe",
-    "Daniel",
-    "Elif",
-    "Farid",
-    "Grace",
-    "Hana",
-    "Ivan",
-    "Julia",
-    "Kofi",
-    "Lena",
-    "Mina",
-    "Noah",
-    "Olga",
-    "Pedro",
-    "Rosa",
-    "Sam",
-    "Tara",
-    "Yusuf",
+_PEOPLE = tuple(
+    "Ada Ben Chloe Daniel Elif Farid Grace Hana Ivan Julia Kofi Lena Mina Noah Olga Pedro Rosa Sam Tara Yusuf".split()
 )
 _THINGS = (
     "apples",
