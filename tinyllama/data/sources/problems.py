@@ -9,9 +9,10 @@ from random import Random
 Problem = tuple[str, str]
 """The question and its solution."""
 
-_PEOPLE = tuple(
-    "Ada Ben Chloe Daniel Elif Farid Grace Hana Ivan Julia Kofi Lena Mina Noah Olga Pedro Rosa Sam Tara Yusuf".split()
-)
+_PEOPLE = (
+    "Ada", "Ben", "Chloe", "Daniel", "Elif", "Farid", "Grace", "Hana", "Ivan", "Julia",
+    "Kofi", "Lena", "Mina", "Noah", "Olga", "Pedro", "Rosa", "Sam", "Tara", "Yusuf",
+)  # fmt: skip
 _THINGS = (
     "apples",
     "books",
