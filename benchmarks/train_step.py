@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=[precision.value for precision in Precision], default="auto")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, help="on the CPU; all cores by default")
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--steps", type=int, default=3, help="per turn")
@@ -81,11 +82,12 @@ def measure(options: argparse.Namespace, reports: list[dict]) -> None:
         precision=Precision(options.precision),
         attention=options.attention,
         compile=options.compile,
+        activation_checkpointing=options.activation_checkpointing,
         threads=options.threads,
     )
     world = initialize(cluster)
     config = model_config(options)
-    model = build_model(config, cluster.attention, device())
+    model = build_model(config, cluster.attention, device(), cluster.activation_checkpointing)
     model.initialize(seed=0)
     steps: dict[str, Step] = {}
     if options.only != "zero":

@@ -76,3 +76,19 @@ def run_python(*arguments: str, cwd: Path = ROOT, timeout: float = 300, env: dic
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def hugging_face() -> type:
+    """LlamaForCausalLM; torchvision's operators are declared where its wheel does not fit torch."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM

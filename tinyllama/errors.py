@@ -22,6 +22,12 @@ class DamageError(TinyllamaError):
     exit_code = 3
 
 
+class DriftError(TinyllamaError):
+    """What is declared differs from what stands on disk under the same name."""
+
+    exit_code = 3
+
+
 class Stopped(TinyllamaError):
     """The run stopped in good order after a checkpoint; the same command goes on from there."""
 

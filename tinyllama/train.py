@@ -2,42 +2,54 @@
 
 import logging
 import sys
+from functools import partial
+from pathlib import Path
 
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.app import command, compose_path
 from tinyllama.config.checks import check_path, processes_per_node
 from tinyllama.config.schema import RunConfig
+from tinyllama.config.stages import continued_stages
 from tinyllama.data.inventory import take_inventory
+from tinyllama.lineage.tracking import deliver_pending
 from tinyllama.planning.plan import RunPlan, make_plan
-from tinyllama.training.gate import require_corpora, require_one_machine, require_parent
+from tinyllama.planning.tree import Job, grow
+from tinyllama.training.adoption import adopt
+from tinyllama.training.gate import require_ready
 from tinyllama.world import World
 
 
-@command
+@partial(command, sweeps=True)
 def main(config: RunConfig, overrides: list[str]) -> None:
     path = compose_path(overrides)
     check_path(path)
     config = path[-1]
-    plan = make_plan(path, take_inventory(config))
+    plan = make_plan(path, take_inventory(path))
     folder = RunFolder.of(config.paths.runs, plan)
     if folder.status is Status.done:
         if World.from_environment().is_main:
             print(f"{plan.name} [{config.variant}] is done: {folder.path}", file=sys.stderr)
+            _log_plainly()
+            deliver_pending(config.tracking, Path(config.paths.runs), folder.outbox)
         return
-    require_parent(config, plan, overrides)
-    require_corpora(plan, overrides)
-    require_one_machine(config.cluster)
+    require_ready(grow([Job(tuple(overrides), path, plan, plan.stage in continued_stages())]))
+    if config.adopt is not None:
+        adopt(config, plan)
     start(config, plan, (config.variant,))
 
 
 def start(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool = False) -> None:
     """Train a stage on this machine, in ranks that are given or started here; `plain` lines where others print too."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _log_plainly()
     from tinyllama.engine.startup import run_ranks
     from tinyllama.training.run import run_stage
 
     if code := run_ranks(run_stage, (config, plan, variants, plain), processes_per_node(config.cluster)):
         sys.exit(code)
+
+
+def _log_plainly() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,20 @@ MISTAKES = {
         ["stage=cooldown", "schedule.horizon_tokens=1.9T"],
         ["schedule.horizon_tokens=1900000000000", "basic 1.5T -> continual 350B -> cooldown 150B", "2000000000000"],
     ),
+    "a floor below nothing": (["schedule.min_learning_rate=-1"], ["schedule.min_learning_rate=-1", "0 or more"]),
+    "a corpus read too often": (
+        ["corpora.slimpajama.max_epochs=2"],
+        ["corpora.slimpajama.max_epochs=2", "2.39 times", "corpora.slimpajama.max_epochs=3", "[max_epochs]"],
+    ),
+    "two faults of the plan": (
+        ["corpora.slimpajama.max_epochs=2", "schedule.horizon_tokens=1T"],
+        ["2 faults", "[horizon_short]", "[max_epochs]"],
+    ),
+    "no epochs": (["corpora.slimpajama.max_epochs=0"], ["corpora.slimpajama.max_epochs=0", "above 0"]),
+    "a lint that there is not": (
+        ["lints.ignore=[max_epoch]"],
+        ["lints.ignore=max_epoch is not known", "did you mean max_epochs"],
+    ),
     "a warm-up beyond the horizon": (
         ["schedule.warmup_tokens=3T"],
         ["schedule.warmup_tokens=3000000000000", "schedule.horizon_tokens=2000000000000"],
@@ -74,10 +88,6 @@ MISTAKES = {
         ["stage.fork_at_tokens=1600000000000", "1499999764480"],
     ),
     "a family that is no folder": (["family=a/b"], ["family=a/b", "letters"]),
-    "a parent that is not done": (
-        ["+variant=chinese", "stage=continual"],
-        ["stage.parent=basic", "has not been trained", "python -m tinyllama.train", "+variant=chinese stage=basic"],
-    ),
     "a corpus that is not prepared": (
         ["stage=basic"],
         ["corpus slimpajama", "not prepared", "python -m tinyllama.prepare corpus=slimpajama"],

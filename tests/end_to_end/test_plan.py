@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+
+from tests.conftest import run_python
+from tinyllama.reporting import console
+
 FAMILY = ["+variant=standard,math_code,chinese", "stage=basic,continual,cooldown"]
 
 
@@ -24,11 +29,67 @@ def test_the_real_family_plans_as_seven_nodes(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_shows_each_run_once(run, tmp_path):
-    result = run("plan", *FAMILY, f"paths.data={tmp_path}")
+@pytest.mark.parametrize("width", [100, 200])
+def test_the_tables_tell_each_run_whole_on_narrow_and_on_wide_terminals(run, tmp_path, monkeypatch, width):
+    monkeypatch.setattr(console, "_WIDE", width)
+    settings = [*FAMILY, f"paths.data={tmp_path}", "cluster=a100_40g_x4", "cluster.price_per_gpu_hour=1.5"]
+    nodes = json.loads(run("plan", *settings, "format=json").out)["nodes"]
+    result = run("plan", *settings)
     assert result.code == 0
+    assert "…" not in result.out
+    assert max(len(line) for line in result.out.splitlines()) <= width
     assert result.out.count("absent") == 7
-    assert "sizes in conf/" in result.out
+    for node in nodes:
+        name, samples = f"{node['stage']}-{node['digest'][:12]} ", node["corpora"]["slimpajama"]["samples"]
+        lines = [line for line in result.out.splitlines() if line.strip().startswith(name)]
+        assert len(lines) == 3, "a line in each of the three tables"
+        for line, told in zip(lines, (node["steps"], samples, node["time"]["cost"]), strict=True):
+            assert f"{told:,.0f}" in line
+    assert "Shared: basic-" in result.out and "sizes in conf/" in result.out
+
+
+def test_cost_is_null_where_nothing_is_known_and_whole_where_the_cluster_tells(run, tmp_path):
+    settings = [*FAMILY, f"paths.data={tmp_path}", f"paths.runs={tmp_path / 'runs'}", "format=json"]
+    totals = json.loads(run("plan", *settings).out)["totals"]
+    assert totals["gpu_hours"] is totals["gpu_hours_saved"] is totals["cost"] is None
+    totals = json.loads(run("plan", *settings, "cluster=a100_40g_x4").out)["totals"]
+    assert totals["gpu_hours"] == pytest.approx(10 * 3456, rel=0.02)
+    assert totals["gpu_hours_saved"] == pytest.approx(10 * 3456, rel=0.02)
+    assert totals["cost"] is None
+
+
+def test_an_error_is_told_in_the_document_and_by_the_exit_code(run, tmp_path):
+    settings = ["stage=basic", f"paths.data={tmp_path}", "schedule.min_learning_rate=4e-4"]
+    result = run("plan", *settings, "format=json")
+    assert result.code == 2
+    lints = json.loads(result.out)["lints"]
+    assert ("error", "floor_above_peak", "schedule.min_learning_rate") in [
+        (lint["level"], lint["name"], lint["setting"]) for lint in lints
+    ]
+    assert "schedule.min_learning_rate=0.0004" in result.err
+    shown = run("plan", *settings)
+    assert shown.code == 2 and "floor_above_peak" in shown.out
+
+
+@pytest.mark.slow
+def test_a_finished_run_tells_how_fast_the_others_will_be(small, run, shell):
+    assert shell("train", *small, "stage=basic").code == 0
+    nodes = json.loads(run("plan", *small, "stage=basic,continual", "format=json").out)["nodes"]
+    times = [node["time"] for node in nodes]
+    assert [time["source"] for time in times] == ["1 finished run of this model on this cluster"] * 2
+    assert times[0]["gpu_hours"] == pytest.approx(nodes[0]["tokens"] / times[0]["tokens_per_second_per_gpu"] / 3600)
+    assert times[0]["tokens_per_second_per_gpu"] == times[1]["tokens_per_second_per_gpu"] > 0
+    totals = json.loads(run("plan", *small, "stage=basic,continual", "format=json").out)["totals"]
+    assert totals["gpu_hours_remaining"] == pytest.approx(times[1]["gpu_hours"])
+
+
+def test_planning_imports_neither_torch_nor_mlflow():
+    code = (
+        "import sys; sys.argv = ['plan', 'stage=basic', 'format=json']; import tinyllama.plan as plan; plan.main(); "
+        "assert not {'torch', 'mlflow', 'deepspeed', 'streaming'} & set(sys.modules)"
+    )
+    result = run_python("-c", code)
+    assert result.code == 0, result.err
 
 
 def test_the_states_on_disk_are_shown(small, run, shell):
@@ -36,3 +97,12 @@ def test_the_states_on_disk_are_shown(small, run, shell):
     nodes = json.loads(run("plan", *small, "stage=basic,continual", "format=json").out)["nodes"]
     assert [node["status"] for node in nodes] == ["done", "absent"]
     assert not any(node["provisional"] for node in nodes)
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_on_request_and_named_on_standard_error(run, tmp_path):
+    result = run("plan", "stage=basic", "format=json", f"paths.data={tmp_path}", f"plots={tmp_path / 'pictures'}")
+    assert result.code == 0 and json.loads(result.out)["totals"]["nodes"] == 1
+    named = [line for line in result.err.splitlines() if line.startswith(str(tmp_path))]
+    assert sorted(named) == sorted(str(path) for path in (tmp_path / "pictures").iterdir())
+    assert named

@@ -18,7 +18,6 @@ def test_a_tracker_that_is_not_known_is_refused_with_the_nearest(tmp_path: Path)
 def test_none_keeps_nothing(tmp_path: Path) -> None:
     tracker = build_tracker(TrackingConfig(name="none"), tmp_path)
     assert isinstance(tracker, NullTracker)
-    tracker.metrics(1, {"loss": 1.0})
     tracker.finish("FINISHED")
     assert list(tmp_path.iterdir()) == []
 

@@ -13,20 +13,6 @@ from tinyllama.planning.flops import num_parameters
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def hugging_face() -> type:
-    """LlamaForCausalLM; torchvision's operators are declared where its wheel does not fit torch."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM
-
-
 @pytest.fixture
 def twin(hugging_face: type, model: Llama, config: ModelConfig) -> torch.nn.Module:
     """Hugging Face's model with large random weights, which `model` is given too."""
@@ -107,3 +93,21 @@ def test_random_weights_follow_the_seed_alone(config: ModelConfig) -> None:
 
     assert all(torch.equal(one, other) for one, other in zip(weights(1), weights(1), strict=True))
     assert not any(torch.equal(one, other) for one, other in zip(weights(1), weights(2), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
+    config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = build_model(config, "sdpa", CPU, checkpointing)
+        model.initialize(seed=1)
+        model.to(dtype)
+        calls: list[object] = []
+        model.blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        model(tokens).mean().backward()
+        assert len(calls) == (2 if checkpointing else 1)
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    plain, recomputed = found
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)

@@ -1,51 +1,214 @@
 """What changes a digest, and what never does."""
 
-from enum import Enum
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from enum import Enum, StrEnum
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyllama.config import schema
+from tinyllama.config.schema import RunConfig
+from tinyllama.data.inventory import take_inventory
 from tinyllama.planning.corpora import Corpus, Inventory
-from tinyllama.planning.identity import canonical, digest, flatten
-from tinyllama.planning.plan import make_plan
+from tinyllama.planning.identity import Difference, canonical, differences, digest, flatten, meaning
+from tinyllama.planning.plan import make_plan, target_weights
 
 NAMES = ("slimpajama", "starcoder", "proof_pile_2", "skypile")
 PREPARED = Inventory({name: Corpus(name, f"of {name}", (64,) * 40) for name in NAMES}, "of the tokenizer")
+CHINESE = ("+scale=demo", "+variant=chinese", "stage=continual")
 
-PLACEMENT = [
-    "paths.runs=elsewhere", "paths.data=elsewhere", "cluster.processes=2", "cluster.micro_batch=2",
-    "cluster.zero_stage=3", "cluster.attention=flash_attn", "cluster.compile=true", "cluster.workers=3",
-    "cluster.precision=bf16", "tracking=none", "tracking.uri=http://127.0.0.1:1", "checkpoint.every_tokens=1M",
-    "validation.every_tokens=1M", "trace=true", "format=json", "log_every_steps=9", "family=other",
-    "model.name=renamed", "tokenizer.name=renamed", "data_mix.weights={slimpajama: 5, skypile: 5}",
-    "optimizer.learning_rate=0.0030",
-]  # fmt: skip
-MEANING = [
-    "seed=1", "model.num_layers=2", "model.rope_theta=1e6", "tokenizer.add_bos=true", "data_mix.weights.skypile=51",
-    "stage.tokens=165K", "stage.batch_tokens=8192", "stage.ramp_tokens=16K", "schedule.horizon_tokens=2M",
-    "schedule.warmup_tokens=9K", "schedule.min_learning_rate=1e-5", "optimizer.learning_rate=0.0031",
-    "optimizer.betas=[0.9,0.99]", "optimizer.weight_decay=0", "optimizer.max_grad_norm=2", "order.window=8",
-    "order.lanes=2", "stage.fork_at_tokens=100K",
-]  # fmt: skip
+# ---------------------------------------------------------------- the schema's two halves
+
+MEANING = {
+    schema.ModelConfig, schema.TokenizerConfig, schema.CorpusConfig, schema.MixConfig, schema.StageConfig,
+    schema.ScheduleConfig, schema.OptimizerConfig, schema.OrderConfig,
+}  # fmt: skip
+PLACEMENT = {
+    schema.ClusterConfig, schema.PathsConfig, schema.TrackingConfig, schema.CheckpointConfig, schema.ValidationConfig,
+    schema.LintsConfig,
+}  # fmt: skip
+RUN_MEANING = {"seed"}
+"""Fields of RunConfig that belong to no class and count."""
+RUN_PLACEMENT = {
+    "family", "variant", "log_every_steps", "trace", "format", "branch", "adopt", "plots", "run", "contains",
+}  # fmt: skip
+"""Those that do not."""
+LABELS = {
+    "model.name": "people call it so",
+    "tokenizer.name": "people call it so",
+    "tokenizer.path": "its content counts, by the digest of the file",
+    "root_mix.name": "people call it so",
+    "data_mix.name": "people call it so",
+    "stage.parent": "the parent counts by its digest",
+    "parent": "short for stage.parent",
+    "stages": "read while a path is composed, as the ancestors' stage.*",
+    "corpora.": "a corpus counts by the fingerprint of what was made of it",
+}
+"""What of the meaning half does not count by itself, and why; a name that ends with a dot stands for all below it."""
+CHOSEN = {
+    "schedule.name": "constant",
+    "stage.fork_at_tokens": 100_000,
+    "root_mix.weights": {"slimpajama": 3.0, "skypile": 1.0},
+}
+"""Changed values where one made from the type alone would be no possible run, or the same proportions."""
+OF_A_STAGE_WITH_THE_ROOT_MIX = "root_mix."
+
+
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Every setting: its dotted name, the class that declares it, and its type."""
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        hint, name = hints[field.name], prefix + field.name
+        if is_dataclass(hint):
+            yield from leaves(hint, f"{name}.")
+        elif get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            yield from leaves(get_args(hint)[1], f"{name}.skypile.")
+        else:
+            yield name, cls, hint
+
+
+def is_label(setting: str) -> bool:
+    return any(setting.startswith(label) if label.endswith(".") else setting == label for label in LABELS)
+
+
+def counts(setting: str, cls: type) -> bool:
+    """Whether a setting is declared to enter the digest; a setting that nobody assigned is an error."""
+    if is_label(setting):
+        return False
+    if cls is RunConfig:
+        assert (setting in RUN_MEANING) != (setting in RUN_PLACEMENT), f"RunConfig.{setting} belongs to no half"
+        return setting in RUN_MEANING
+    assert (cls in MEANING) != (cls in PLACEMENT), f"{cls.__name__} belongs to no half"
+    return cls in MEANING
+
+
+def changed(value: Any, hint: Any) -> Any:
+    """Another value of the same type."""
+    if get_origin(hint) is Union:
+        hint = next(each for each in get_args(hint) if each is not type(None))
+        value = _example(hint) if value is None else value
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, Enum):
+        others = [each for each in type(value) if each is not value]
+        return others[0]
+    if isinstance(value, int | float):
+        return value * 2 or 1
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, list):
+        return [changed(value[0], get_args(hint)[0]), *value[1:]] if value else [_example(get_args(hint)[0])]
+    if isinstance(value, dict):
+        first = next(iter(value), "x")
+        return {**value, first: changed(value.get(first), get_args(hint)[1] | None)}
+    raise NotImplementedError(f"no change is known for {hint}")
+
+
+def _example(hint: Any) -> Any:
+    if hint is Any:
+        return 1
+    return get_origin(hint)() if get_origin(hint) else hint()
+
+
+def with_change(config: Any, setting: str, hint: Any, whole: str | None = None) -> Any:
+    """The config with one leaf changed; nothing of the original is touched."""
+    whole = whole or setting
+    name, _, rest = setting.partition(".")
+    value = config[name] if isinstance(config, dict) else getattr(config, name)
+    if rest:
+        new = with_change(value, rest, hint, whole)
+    else:
+        new = CHOSEN[whole] if whole in CHOSEN else changed(value, hint)
+        assert new != value
+    return {**config, name: new} if isinstance(config, dict) else replace(config, **{name: new})
+
+
+LEAVES = list(leaves(RunConfig))
+COUNT = [(setting, hint) for setting, cls, hint in LEAVES if counts(setting, cls)]
+DO_NOT_COUNT = [(setting, hint) for setting, cls, hint in LEAVES if not counts(setting, cls)]
+
+
+@pytest.fixture
+def path(compose):
+    return compose(*CHINESE)
+
+
+@pytest.mark.parametrize("setting, hint", COUNT, ids=[setting for setting, _ in COUNT])
+def test_a_setting_of_the_meaning_half_changes_the_digest(path, setting, hint):
+    # The last stage alone is changed, so that nothing but its own meaning can move its digest.
+    *ancestors, last = path[:1] if setting.startswith(OF_A_STAGE_WITH_THE_ROOT_MIX) else path
+    before, after = (
+        make_plan([*ancestors, last], PREPARED),
+        make_plan([*ancestors, with_change(last, setting, hint)], PREPARED),
+    )
+    assert after.digest != before.digest
+    assert differences(before.meaning, after.meaning)
+
+
+@pytest.mark.parametrize("setting, hint", DO_NOT_COUNT, ids=[setting for setting, _ in DO_NOT_COUNT])
+def test_a_setting_of_the_placement_half_and_a_label_keep_the_digest(path, setting, hint):
+    elsewhere = [with_change(config, setting, hint) for config in path]
+    assert make_plan(elsewhere, PREPARED).digest == make_plan(path, PREPARED).digest
+
+
+def test_every_class_of_the_schema_belongs_to_one_half():
+    classes = {each for _, each in inspect.getmembers(schema, is_dataclass) if each.__module__ == schema.__name__}
+    assert classes == MEANING | PLACEMENT | {RunConfig}
+    assert not MEANING & PLACEMENT
+    assert {cls for _, cls, _ in LEAVES} == classes, "a class that no run has"
+
+
+def test_every_exception_is_a_setting_of_the_meaning_half():
+    classes = {setting: cls for setting, cls, _ in LEAVES}
+    own = RUN_MEANING | RUN_PLACEMENT
+    assert own <= set(classes)
+    for name in (*LABELS, *CHOSEN):
+        found = [cls for setting, cls in classes.items() if setting.startswith(name)]
+        assert found and all(cls in MEANING or cls is RunConfig for cls in found), name
+
+
+def test_a_setting_that_nobody_assigned_is_noticed():
+    class New: ...
+
+    with pytest.raises(AssertionError, match="New belongs to no half"):
+        counts("new.field", New)
+    with pytest.raises(AssertionError, match=r"RunConfig\.new belongs to no half"):
+        counts("new", RunConfig)
+
+
+# ---------------------------------------------------------------- what the types alone do not tell
 
 
 @pytest.fixture
 def digest_of(compose):
     def find(*overrides, inventory=PREPARED):
-        return make_plan(compose("+scale=demo", "+variant=chinese", "stage=continual", *overrides), inventory).digest
+        return make_plan(compose(*CHINESE, *overrides), inventory).digest
 
     return find
 
 
-@pytest.mark.parametrize("override", PLACEMENT)
-def test_where_a_run_stands_and_how_a_value_is_spelled_keep_the_digest(digest_of, override):
-    assert digest_of(override, "optimizer.learning_rate=3e-3") == digest_of("optimizer.learning_rate=3e-3")
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.learning_rate=0.0030", "data_mix.weights={slimpajama: 5, skypile: 5}", "model.rope_theta=10000",
+     "stage.tokens=0.12M", "tracking=none", "++stages.continual.tokens=120_000"],
+)  # fmt: skip
+def test_how_a_value_is_spelled_keeps_the_digest(digest_of, override):
+    assert digest_of(override) == digest_of()
 
 
-@pytest.mark.parametrize("override", MEANING)
-def test_what_a_run_computes_changes_the_digest(digest_of, override):
-    assert digest_of(override) != digest_of()
+def test_a_corpus_of_weight_0_does_not_count(digest_of):
+    assert digest_of("+data_mix.weights.starcoder=0") == digest_of()
+    assert digest_of("+data_mix.weights.starcoder=1") != digest_of()
+
+
+def test_the_parent_counts_by_its_own_meaning(digest_of):
+    assert digest_of("++stages.basic.tokens=400K") != digest_of()
+    assert digest_of("stage=cooldown", "stage.parent=basic") != digest_of("stage=cooldown")
 
 
 def test_the_content_of_a_corpus_changes_the_digest_of_those_who_read_it(digest_of):
@@ -57,27 +220,141 @@ def test_the_content_of_a_corpus_changes_the_digest_of_those_who_read_it(digest_
     assert digest_of(inventory=with_other("starcoder")) == digest_of()
 
 
-@given(st.dictionaries(st.text(max_size=3), st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False))))
+def test_the_content_of_the_tokenizer_changes_the_digest(digest_of):
+    assert digest_of(inventory=replace(PREPARED, tokenizer_digest="other")) != digest_of()
+
+
+def test_one_weight_of_chinese_moves_its_two_runs_and_no_other(compose):
+    def family(*overrides):
+        return {
+            plan.digest
+            for variant in ("standard", "math_code", "chinese")
+            for plan in make_plan(
+                compose("+scale=demo", f"+variant={variant}", "stage=cooldown", *overrides * (variant == "chinese")),
+                PREPARED,
+            ).path
+        }
+
+    before, after = family(), family("data_mix.weights.skypile=51")
+    assert len(before) == len(after) == 7
+    assert len(before - after) == 2
+
+
+def test_a_meaning_is_made_of_what_json_knows(path):
+    config = replace(path[-1], optimizer=replace(path[-1].optimizer, betas=(0.9, 0.95)))
+    what = meaning(config, target_weights(config), PREPARED, "of the parent")
+    assert json.loads(json.dumps(what)) == what
+    assert differences(what, make_plan(path, PREPARED).meaning) == [
+        Difference("parent", "of the parent", make_plan(path, PREPARED).parent.digest)
+    ]
+
+
+def test_where_a_ramp_starts_counts_when_no_parent_tells(path):
+    config, weights = path[-1], target_weights(path[-1])
+    plain = meaning(config, weights, PREPARED, "hf:of a folder")
+    starts = [meaning(config, weights, PREPARED, "hf:of a folder", {"starcoder": share}) for share in (0.5, 1.0)]
+    assert len({digest(what) for what in (plain, *starts)}) == 3
+    assert "starcoder" in starts[0]["corpora"] and "starcoder" not in plain["corpora"]
+
+
+FAMILY = {
+    "basic": "1fddbf3198556f9c83a81f71b7d2913b5dd7cc1cd0e266d3d8edd7e3e451cd48",
+    "standard continual": "1aa669f4bb2682eea95af1ee91ca4893a6c35a3b6f66ab25d0b107f6ce2862b3",
+    "standard cooldown": "7955d6ff88d04b42036ef00ab3d2ad798b5b3865b92cd643e47f04d7deaa2736",
+    "math_code continual": "98651b1906c98d99e522f1325a04bcfa467eed40e697a065199f852434f44447",
+    "math_code cooldown": "1644d8f4747b3999812acef3010ddcb197c3e262f22452244878882732550e10",
+    "chinese continual": "2dc5fcffe6e8b5e511aebeab7c2a7c7a55b0216d92435a2ba23933a487e176f5",
+    "chinese cooldown": "32c8b1fe562ae5dc092ed399bc93505ba6e9a2d333e3c099c93e4ebcc2914cfc",
+}
+"""The family at full scale, its corpora not prepared. Runs are found by their digest: one that moves orphans them."""
+
+
+@pytest.mark.parametrize("variant", ["standard", "math_code", "chinese"])
+def test_the_familys_digests_stay_for_ever(compose, tmp_path, variant):
+    path = compose(f"+variant={variant}", "stage=cooldown", f"paths.data={tmp_path}")
+    basic, continual, cooldown = make_plan(path, take_inventory(path)).path
+    assert basic.digest == FAMILY["basic"]
+    assert continual.digest == FAMILY[f"{variant} continual"]
+    assert cooldown.digest == FAMILY[f"{variant} cooldown"]
+
+
+# ---------------------------------------------------------------- the canonical form
+
+SOUND_TEXT = st.text(st.characters(exclude_categories=("Cn", "Cs")), max_size=3)
+NUMBERS = st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from("abc")),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("abc"), inner)),
+    max_leaves=8,
+)
+MEANINGS = st.dictionaries(st.sampled_from("abc"), VALUES)
+
+
+@given(st.dictionaries(st.text("abcdefgh", max_size=3), NUMBERS))
 def test_the_canonical_form_does_not_depend_on_the_order_of_keys(value):
     backwards = dict(reversed(value.items()))
     assert canonical(value) == canonical(backwards)
 
 
-def test_numbers_are_their_value_and_not_their_spelling():
-    assert canonical({"a": 1}) == canonical({"a": 1.0})
-    assert canonical(4e-4) == canonical(0.0004)
-    assert canonical(0.1 + 0.2) != canonical(0.3)
+@given(VALUES)
+def test_the_canonical_form_survives_being_written_as_json_and_read_back(value):
+    assert canonical(json.loads(json.dumps(value))) == canonical(value)
+    assert canonical(json.loads(canonical(value))) == canonical(value)
+
+
+@given(NUMBERS, NUMBERS)
+def test_numbers_are_one_exactly_where_their_values_are(one, other):
+    assert (canonical(one) == canonical(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (1.0, "1"),
+        (4e-4, "0.0004"),
+        (1e-5, "1e-05"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (-0.0, "0"),
+        (1e22, "1" + "0" * 22),
+        (2**53 + 1, "9007199254740993"),
+        (float(2**53), "9007199254740992"),
+        (2.0**100, str(2**100)),
+        (10**400, "1" + "0" * 400),
+        (5e-324, "5e-324"),
+        (True, "true"),
+        ("é", '"\\u00e9"'),
+        ("e\u0301", '"\\u00e9"'),
+        ("中", '"\\u4e2d"'),
+        ({"e\u0301": (1, None)}, '{"\\u00e9":[1,null]}'),
+    ],
+)
+def test_each_value_has_the_one_form_that_it_has_everywhere(value, text):
+    assert canonical(value) == text
+
+
+def test_yes_is_not_one():
+    assert canonical(True) != canonical(1)
 
 
 class _Choice(Enum):
     one = "one"
 
 
+class _Text(StrEnum):
+    one = "one"
+
+
 def test_enums_are_their_value_and_what_is_not_given_does_not_count():
     assert canonical({"choice": _Choice.one, "nothing": None}) == canonical({"choice": "one"})
+    assert canonical(_Text.one) == canonical({_Text.one: 1})[1:6] == '"one"'
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1, 2}, object(), b"bytes"])
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), {1: 2}, {1, 2}, object(), b"bytes", 1j, range(3), "\ud800", {"\ud800": 1}, "\u0378",
+     {"é": 1, "e\u0301": 2}, schema.OrderConfig()],
+    ids=repr,
+)  # fmt: skip
 def test_a_value_without_a_canonical_form_is_refused(value):
     with pytest.raises(TypeError, match="canonical form"):
         canonical({"value": value})
@@ -86,6 +363,48 @@ def test_a_value_without_a_canonical_form_is_refused(value):
 def test_the_digest_of_a_value_never_changes():
     assert digest({"b": [1, 2.5, None, True], "a": "é"}) == digest({"a": "é", "b": (1.0, 2.5, None, True)})
     assert digest({"a": 1}).startswith("015abd7f5cc57a2d")
+
+
+# ---------------------------------------------------------------- differences
+
+
+def repr_of(difference: Difference) -> Difference:
+    """With values that a set can hold."""
+    return Difference(difference.field, repr(difference.old), repr(difference.new))
+
+
+@given(MEANINGS, MEANINGS)
+def test_meanings_differ_exactly_where_their_digests_do(old, new):
+    found = differences(old, new)
+    assert bool(found) == (digest(old) != digest(new))
+    assert len({each.field for each in found}) == len(found)
+    assert {(each.field, each.new, each.old) for each in map(repr_of, differences(new, old))} == {
+        (each.field, each.old, each.new) for each in map(repr_of, found)
+    }
+
+
+def test_differences_name_each_field_with_both_values_in_the_order_of_the_meaning():
+    old = {"model": {"layers": 22, "theta": 1e4}, "mix": {"a": 1.0}, "betas": [0.9, 0.95], "seed": 1, "parent": "x"}
+    new = {"model": {"layers": 24, "theta": 10_000}, "mix": {"b": 0.5, "a": 0.5}, "betas": [0.9, 0.99], "seed": True}
+    assert differences(old, new) == [
+        Difference("model.layers", 22, 24),
+        Difference("mix.b", None, 0.5),
+        Difference("mix.a", 1, 0.5),
+        Difference("betas", [0.9, 0.95], [0.9, 0.99]),
+        Difference("seed", 1, True),
+        Difference("parent", "x", None),
+    ]
+
+
+def test_a_part_that_is_given_on_one_side_alone_is_shown_field_by_field():
+    assert differences({}, {"mix": {"a": 1}}) == [Difference("mix.a", None, 1)]
+    assert differences({"mix": {}}, {}) == [Difference("mix", {}, None)]
+    assert differences({"mix": 1}, {"mix": {"a": 1}}) == [Difference("mix", 1, {"a": 1})]
+
+
+@given(MEANINGS)
+def test_a_meaning_does_not_differ_from_what_was_written_of_it(value):
+    assert differences(json.loads(json.dumps(value)), value) == []
 
 
 def test_flattening_names_every_leaf():

@@ -51,6 +51,29 @@ def test_any_draw_alone_gives_what_it_gives_in_sequence(corpus, data):
     assert np.array_equal(corpus.sample_ids(draws), epochs[draws])
 
 
+@given(corpora, st.integers(0, 10**6))
+@settings(deadline=None)
+def test_from_each_sample_the_way_leads_back_to_its_draw(corpus, epoch):
+    draws = np.arange(corpus.epoch_samples) + epoch * corpus.epoch_samples
+    ids = corpus.sample_ids(draws)
+    assert np.array_equal(corpus.draws(ids, epoch), draws)
+    left_over = np.setdiff1d(np.arange(corpus.samples), ids)
+    assert (corpus.draws(left_over, epoch) == -1).all()
+
+
+@given(st.sampled_from([BASIC, MATH, CHINESE]), st.sampled_from([1, 2, 4]), st.integers(0, 1500), st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_samples_occurrences_are_those_that_reading_every_position_finds(mixture, lanes, drawn, data):
+    order = order_of(mixture, lanes=lanes, window=5, start_draws={"slim": drawn // lanes * lanes})
+    stop = data.draw(st.integers(1, 6000 // lanes)) * lanes
+    name = data.draw(st.sampled_from(mixture.names))
+    sample_id = data.draw(st.integers(0, sum(SHARDS[name]) - 1))
+    read = order.samples(np.arange(stop))
+    here = (read.corpus == order.names.index(name)) & (read.sample_id == sample_id)
+    expected = list(zip(read.draw[here].tolist(), np.flatnonzero(here).tolist(), strict=True))
+    assert order.occurrences(name, sample_id, stop) == expected
+
+
 def test_each_epoch_and_each_seed_is_shuffled_anew():
     epochs = CorpusOrder(SHARDS["slim"], key=1).sample_ids(np.arange(4 * 1937)).reshape(4, -1)
     other = CorpusOrder(SHARDS["slim"], key=2).sample_ids(np.arange(1937))

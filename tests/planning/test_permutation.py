@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllama.planning.permutation import permute, scramble
+from tinyllama.planning.permutation import permute, scramble, unpermute
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
@@ -36,3 +36,9 @@ def test_neighbours_are_torn_apart():
 def test_hashes_are_those_of_every_earlier_version():
     assert scramble(1, 2, 3) == 15020427595393229491
     assert permute(np.arange(8), 8, 5).tolist() == [5, 2, 7, 6, 0, 1, 4, 3]
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
+def test_unpermute_goes_the_way_back(size, key):
+    places = permute(np.arange(size), size, key)
+    assert np.array_equal(unpermute(places, size, key), np.arange(size))

@@ -67,7 +67,7 @@ def test_a_fork_within_the_ramp_starts_from_the_mixture_found_there(plan, compos
 def test_a_plan_is_provisional_until_its_path_is_prepared(plan, compose, tmp_path):
     assert not plan("+variant=chinese", "stage=cooldown").provisional
     path = compose("+scale=demo", "+variant=chinese", "stage=cooldown", f"paths.data={tmp_path}")
-    assert make_plan(path, take_inventory(path[-1])).provisional
+    assert make_plan(path, take_inventory(path)).provisional
 
 
 def test_the_tree_holds_each_meaning_once_and_parents_first(compose):

@@ -2,7 +2,7 @@
 
 import json
 
-from tinyllama.training.journal import flat_metrics, open_journal, write_line
+from tinyllama.training.journal import open_journal, write_line
 
 
 def steps(path):
@@ -32,8 +32,3 @@ def test_every_line_is_on_disk_before_the_next_step(tmp_path):
     with open_journal(path, 0) as file:
         write_line(file, {"step": 1})
         assert steps(path) == [1]
-
-
-def test_a_tracker_gets_the_numbers_by_flat_names():
-    metrics = {"step": 3, "loss": 1.5, "mfu": None, "validation": {"skypile": 2}, "corpus_samples": {"skypile": 7}}
-    assert flat_metrics(metrics) == {"loss": 1.5, "validation/skypile": 2.0, "corpus_samples/skypile": 7.0}

@@ -37,6 +37,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def corpora(self) -> Path:
+        """The data that the run reads: sizes and fingerprints."""
+        return self.path / "corpora.json"
+
+    @property
     def metrics(self) -> Path:
         """One object per step."""
         return self.path / "metrics.jsonl"
@@ -55,6 +60,11 @@ class RunFolder:
     def lock(self) -> Path:
         """Held while a process trains here."""
         return self.path / ".lock"
+
+    @property
+    def outbox(self) -> Path:
+        """Folder of what the tracking store has not been given yet; without letters it has everything."""
+        return self.path / "outbox"
 
     @property
     def done(self) -> Path:

@@ -3,7 +3,7 @@
 import logging
 
 from tinyllama.checkpoint.layout import RunFolder
-from tinyllama.checkpoint.store import Checkpoint, read_checkpoint
+from tinyllama.checkpoint.manifest import Checkpoint, read_checkpoint
 from tinyllama.errors import DamageError
 from tinyllama.planning.plan import RunPlan
 from tinyllama.planning.progress import Progress

@@ -1,32 +1,19 @@
 """Checkpoints of one run: written aside, digested, renamed. Whoever reads never sees half of one."""
 
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from tinyllama import __version__
+from tinyllama.checkpoint.files import describe, sync
 from tinyllama.checkpoint.layout import RunFolder
-from tinyllama.errors import DamageError
+from tinyllama.checkpoint.manifest import Checkpoint, read_manifest, require_file, write_manifest
 from tinyllama.planning.progress import Progress
 from tinyllama.world import World
-
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint whose files were found to be what its manifest says."""
-
-    path: Path
-    progress: Progress
-    """Where the run stood."""
 
 
 class CheckpointStore:
@@ -35,16 +22,23 @@ class CheckpointStore:
     Args:
         keep: how many of the latest stay.
         protected: positions in tokens of life that are never removed.
+        adopted: what the checkpoint from which the run goes on says of itself, to be handed down.
     """
 
-    def __init__(self, folder: RunFolder, digest: str, world: World, keep: int, protected: Sequence[int] = ()):
+    def __init__(
+        self, folder: RunFolder, digest: str, world: World, keep: int, protected: Sequence[int] = (),
+        adopted: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self._folder, self._digest, self._world = folder, digest, world
-        self._keep, self._protected = keep, set(protected)
+        self._keep, self._protected, self._adopted = keep, set(protected), adopted
 
-    def write(self, progress: Progress, save: Callable[[Path], None]) -> None:
-        """Keep what `save` writes into the folder it is given. Collective: all ranks call it, and `save` on each."""
+    def write(self, progress: Progress, order_chain: str, save: Callable[[Path], None]) -> None:
+        """Keep what `save` writes into the folder it is given. Collective: all ranks call it, and `save` on each.
+
+        `order_chain` counts on the main rank alone.
+        """
         final = self._folder.checkpoint(progress.tokens)
-        aside = final.with_name(f".{final.name}.writing")
+        aside = _aside(final)
         if self._world.is_main:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
@@ -52,25 +46,19 @@ class CheckpointStore:
         save(aside)
         dist.barrier()
         if self._world.is_main:
-            self._seal(aside, progress)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-            sync(final.parent)
+            checkpoint = Checkpoint(
+                path=aside,
+                digest=self._digest,
+                progress=progress,
+                order_chain=order_chain,
+                world_size=self._world.size,
+                versions={"tinyllama": __version__},
+                files={entry.name: describe(entry) for entry in sorted(aside.iterdir())},
+                adopted=self._adopted,
+            )
+            _finish(checkpoint, final)
             self._prune()
         dist.barrier()
-
-    def _seal(self, folder: Path, progress: Progress) -> None:
-        """The manifest, last of all files: what lacks it is not a checkpoint."""
-        files = {entry.name: _describe(entry) for entry in sorted(folder.iterdir())}
-        manifest = {
-            "digest": self._digest,
-            "progress": asdict(progress),
-            "world_size": self._world.size,
-            "versions": {"tinyllama": __version__},
-            "files": files,
-        }
-        write_durably(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        sync(folder)
 
     def _prune(self) -> None:
         removable = [tokens for tokens in self._folder.checkpoint_tokens() if tokens not in self._protected]
@@ -81,54 +69,49 @@ class CheckpointStore:
             shutil.rmtree(doomed)
 
 
-def read_checkpoint(folder: RunFolder, tokens: int, digest: str) -> Checkpoint:
-    """The checkpoint at a position, every file verified against the manifest.
+def adopt_checkpoint(
+    source: Path, folder: RunFolder, digest: str, progress: Progress, adopted: Mapping[str, Any]
+) -> None:
+    """Copy a checkpoint of any run into a run's folder, as that run's own state at `progress`.
+
+    Args:
+        source: the checkpoint's folder.
+        digest: of the run that adopts it.
+        adopted: what the manifest is to say of the adoption; where it came from and its order chain are added.
 
     Raises:
-        DamageError: something is missing, altered, or belongs to another run.
+        DamageError: the source, or the copy, is not what the source's manifest says.
     """
-    path = folder.checkpoint(tokens)
-    manifest = _read_manifest(path)
-    if manifest["digest"] != digest:
-        raise DamageError(f"{path} belongs to another run: its digest is {manifest['digest'][:12]}, not {digest[:12]}")
-    for name, expected in manifest["files"].items():
-        found = _describe(path / name) if (path / name).is_file() else None
-        if found is None:
-            raise DamageError(f"{path / name} is missing; the checkpoint cannot be used")
-        if found != expected:
-            raise DamageError(f"{path / name} is damaged: its content is not what {MANIFEST} vouches for")
-    return Checkpoint(path, Progress(**manifest["progress"]))
+    original = read_manifest(source)
+    for name in original.files:
+        require_file(original, name)
+    final = folder.checkpoint(progress.tokens)
+    aside = _aside(final)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in original.files:
+        shutil.copyfile(source / name, aside / name)
+    origin = {"path": str(source), "digest": original.digest, "order_chain": original.order_chain}
+    copy = replace(
+        original,
+        path=aside,
+        digest=digest,
+        progress=progress,
+        adopted={**adopted, **origin, "progress": asdict(progress)},
+    )
+    for name in copy.files:
+        require_file(copy, name)
+    _finish(copy, final)
 
 
-def sync(folder: Path) -> None:
-    """Force the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.writing")
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, whatever happens."""
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync(path.parent)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-        manifest["digest"], manifest["progress"]["tokens"], manifest["files"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamageError(f"{path / MANIFEST} cannot be read ({error}); the checkpoint cannot be used") from error
-    return manifest
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _finish(checkpoint: Checkpoint, final: Path) -> None:
+    """Describe a checkpoint that was written aside, and give it its name."""
+    write_manifest(checkpoint)
+    sync(checkpoint.path)
+    shutil.rmtree(final, ignore_errors=True)
+    checkpoint.path.rename(final)
+    sync(final.parent)

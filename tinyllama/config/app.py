@@ -24,8 +24,12 @@ Main = Callable[[RunConfig, list[str]], None]
 """A command's body: the config, and the overrides that were typed."""
 
 
-def command(main: Main) -> Callable[[], None]:
-    """The command-line program whose body is `main`; exit codes are those of errors.py."""
+def command(main: Main, sweeps: bool = False) -> Callable[[], None]:
+    """The command-line program whose body is `main`; exit codes are those of errors.py.
+
+    Args:
+        sweeps: -m makes sense: the launchers, which train or plan, do what the command does.
+    """
 
     def run() -> None:
         if {"--help", "-h"} & set(sys.argv):
@@ -33,6 +37,8 @@ def command(main: Main) -> Callable[[], None]:
             return
         typed = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
         try:
+            if not sweeps and {"--multirun", "-m"} & set(sys.argv):
+                raise ConfigError("-m is for train and plan, which see a family whole; call this command once for each")
             _start_hydra(main)
             sys.stdout.flush()
         except TinyllamaError as error:
@@ -50,18 +56,18 @@ def command(main: Main) -> Callable[[], None]:
 def compose_path(overrides: Sequence[str]) -> tuple[RunConfig, ...]:
     """The configs of a stage and of all its ancestors, the root first. Works inside a command only.
 
-    An ancestor is composed from the same overrides without those of `stage`, which speak of the stage at hand;
-    `stages.NAME.FIELD=VALUE` speaks of stage NAME whoever asks.
+    An ancestor is composed from the same overrides without `parent` and those of `stage`, which speak of the stage at
+    hand; `stages.NAME.FIELD=VALUE` speaks of stage NAME whoever asks.
 
     Raises:
         ConfigError: the parents go in a circle.
     """
     config = _compose_stage(overrides)
     path = [config]
-    while config.stage.parent is not None:
-        if config.stage.parent in (stage.stage.name for stage in path):
-            raise ConfigError(f"stage.parent={config.stage.parent} closes a circle; a stage cannot be its own ancestor")
-        config = _compose_stage(_of_ancestor(overrides, config.stage.parent))
+    while (parent := config.stage.parent_stage) is not None:
+        if parent in (stage.stage.name for stage in path):
+            raise ConfigError(f"stage.parent={parent} closes a circle; a stage cannot be its own ancestor")
+        config = _compose_stage(_of_ancestor(overrides, parent))
         path.append(config)
     return tuple(reversed(path))
 
@@ -73,19 +79,19 @@ def setting_of(override: str) -> str:
 
 def _of_ancestor(overrides: Sequence[str], stage: str) -> list[str]:
     """The same overrides for another stage; in the same order, so that what was composed before is found again."""
-    kept = [text for text in overrides if not setting_of(text).startswith("stage.")]
+    kept = [text for text in overrides if not setting_of(text).startswith("stage.") and setting_of(text) != "parent"]
     chosen = [f"stage={stage}" if setting_of(text) == "stage" else text for text in kept]
     return chosen if f"stage={stage}" in chosen else [*chosen, f"stage={stage}"]
 
 
 def _compose_stage(overrides: Sequence[str]) -> RunConfig:
-    """The config of the stage that the overrides name, with what `stages.NAME.FIELD` says of it."""
+    """The config of the stage that the overrides name, with what `stages.NAME.FIELD` and `parent` say of it."""
     config = _compose(tuple(overrides))
+    said = {setting_of(text): text.partition("=")[2] for text in overrides}
     prefix = f"stages.{config.stage.name}."
-    said = {setting_of(text): text.split("=", 1)[1] for text in overrides if setting_of(text).startswith(prefix)}
-    of_stage = {setting.replace(prefix, "stage."): value for setting, value in said.items()}
-    stronger = {setting_of(text) for text in overrides}
-    extra = [f"{setting}={value}" for setting, value in of_stage.items() if setting not in stronger]
+    meant = {setting: setting.replace(prefix, "stage.") for setting in said if setting.startswith(prefix)}
+    meant |= {"parent": "stage.parent"} if "parent" in said else {}
+    extra = [f"{field}={said[setting]}" for setting, field in meant.items() if field not in said]
     return _compose((*overrides, *extra)) if extra else config
 
 

@@ -1,10 +1,12 @@
-"""What must hold across settings. Checks never repair: they return, or raise one ConfigError."""
+"""What must hold within a run's settings. Checks never repair: they return, or raise one ConfigError.
 
-from collections.abc import Iterable, Mapping, Sequence
+What only shows in the arithmetic of a path or a family is a lint: planning/lints.py.
+"""
 
-from tinyllama.config.schema import ClusterConfig, MixConfig, RunConfig, StageConfig
+from collections.abc import Mapping, Sequence
+
+from tinyllama.config.schema import ClusterConfig, CorpusConfig, MixConfig, RunConfig
 from tinyllama.errors import ConfigError, unknown
-from tinyllama.units import format_tokens
 from tinyllama.world import given_ranks, visible_gpus
 
 
@@ -16,7 +18,6 @@ def check_path(path: Sequence[RunConfig]) -> None:
     """
     for config in path:
         check_run(config)
-    _check_horizon(path)
 
 
 def check_run(config: RunConfig) -> None:
@@ -32,6 +33,7 @@ def check_run(config: RunConfig) -> None:
     _check_cluster(config.cluster)
     _check_batch(config)
     _check_intervals(config)
+    _check_corpora(config.corpora)
 
 
 def processes_per_node(cluster: ClusterConfig) -> int:
@@ -87,12 +89,8 @@ def _check_optimizer(config: RunConfig) -> None:
     optimizer, schedule = config.optimizer, config.schedule
     _check_positive({"optimizer.learning_rate": optimizer.learning_rate, "optimizer.eps": optimizer.eps,
                      "optimizer.max_grad_norm": optimizer.max_grad_norm})  # fmt: skip
-    if not 0 <= schedule.min_learning_rate < optimizer.learning_rate:
-        raise ConfigError(
-            f"schedule.min_learning_rate={schedule.min_learning_rate:g} must lie below the peak "
-            f"optimizer.learning_rate={optimizer.learning_rate:g}, or nothing decays; "
-            f"a tenth of the peak is usual: {optimizer.learning_rate / 10:g}"
-        )
+    if not schedule.min_learning_rate >= 0:
+        raise ConfigError(f"schedule.min_learning_rate={schedule.min_learning_rate:g} must be 0 or more")
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
         raise ConfigError(
             f"optimizer.betas={optimizer.betas} must be two numbers from 0 to below 1, such as [0.9,0.95]"
@@ -129,7 +127,7 @@ def _check_stage(config: RunConfig) -> None:
             f"stage.ramp_tokens={stage.ramp_tokens}: stage {stage.name} has no parent with a mixture to start from; "
             f"set stage.ramp_tokens=0 or name a stage.parent"
         )
-    if stage.fork_at_tokens is not None and stage.parent is None:
+    if stage.fork_at_tokens is not None and stage.parent_stage is None:
         raise ConfigError(f"stage.fork_at_tokens={stage.fork_at_tokens} needs a stage.parent to fork from")
 
 
@@ -182,29 +180,16 @@ def _check_intervals(config: RunConfig) -> None:
             "cluster.timeout_minutes": config.cluster.timeout_minutes,
         }
     )
-    fractions = {name: corpus.validation_fraction for name, corpus in config.corpora.items()}
-    for name, fraction in fractions.items():
-        if not 0 < fraction < 1:
-            raise ConfigError(f"corpora.{name}.validation_fraction={fraction:g} must lie between 0 and 1")
 
 
-def _check_horizon(path: Sequence[RunConfig]) -> None:
-    config = path[-1]
-    life = _life_tokens(config.stage for config in path)
-    if life > config.schedule.horizon_tokens:
-        stages = " -> ".join(f"{config.stage.name} {format_tokens(config.stage.tokens)}" for config in path)
-        raise ConfigError(
-            f"schedule.horizon_tokens={config.schedule.horizon_tokens} is shorter than the path to this stage, {life} "
-            f"tokens ({stages}), so its end would train at the floor; set schedule.horizon_tokens={life} or more"
-        )
-
-
-def _life_tokens(stages: Iterable[StageConfig]) -> int:
-    """Tokens from the root to the end of the last stage, as declared."""
-    life = 0
-    for stage in stages:
-        life = (life if stage.fork_at_tokens is None else stage.fork_at_tokens) + stage.tokens
-    return life
+def _check_corpora(corpora: Mapping[str, CorpusConfig]) -> None:
+    for name, corpus in corpora.items():
+        if not 0 < corpus.validation_fraction < 1:
+            raise ConfigError(
+                f"corpora.{name}.validation_fraction={corpus.validation_fraction:g} must lie between 0 and 1"
+            )
+        if corpus.max_epochs is not None:
+            _check_positive({f"corpora.{name}.max_epochs": corpus.max_epochs})
 
 
 def _check_positive(settings: Mapping[str, float]) -> None:

@@ -1,13 +1,16 @@
 """From Hydra's raw config to RunConfig. The only user of omegaconf: behind this door nobody sees a DictConfig."""
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from tinyllama import units
 from tinyllama.config.schema import RunConfig
-from tinyllama.errors import ConfigError
+from tinyllama.errors import ConfigError, DamageError
 
 
 def load(raw: DictConfig) -> RunConfig:
@@ -17,14 +20,13 @@ def load(raw: DictConfig) -> RunConfig:
         ConfigError: a setting has no value, or a count of tokens cannot be read.
         OmegaConfBaseException: a setting that the schema lacks, of a wrong type, or an interpolation of nothing.
     """
-    settings = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"])
-    missing = sorted(OmegaConf.missing_keys(settings))
+    missing = sorted(OmegaConf.missing_keys(raw))
     if missing:
         raise ConfigError(f"{missing[0]} has no value; give it on the command line or in a file of conf/")
-    # Merged anew because Hydra lets +NAME=VALUE slip past the schema.
-    typed = OmegaConf.merge(RunConfig, OmegaConf.to_container(settings, resolve=True))
-    config = OmegaConf.to_object(typed)
+    config = OmegaConf.to_object(raw)
     assert isinstance(config, RunConfig)
+    if _has_strangers(config):  # Hydra lets +NAME=VALUE slip past the schema; merged anew it is refused by name
+        OmegaConf.merge(RunConfig, OmegaConf.to_container(raw))
     _read_tokens(config, "")
     return config
 
@@ -39,6 +41,31 @@ def typed_overrides(hydra_config: Any) -> list[str]:
 def to_yaml(config: RunConfig) -> str:
     """The config as people read it back, everything resolved."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(path: Path) -> RunConfig:
+    """The config that `to_yaml` wrote to a file.
+
+    Raises:
+        DamageError: it is missing, or cannot be understood.
+    """
+    try:
+        typed = OmegaConf.merge(RunConfig, OmegaConf.load(path))
+        assert isinstance(typed, DictConfig)
+        return load(typed)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, ConfigError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DamageError(f"{path} cannot be read as the configuration of a run ({reason})") from error
+
+
+def _has_strangers(node: Any) -> bool:
+    """Whether something below has an attribute that its class does not declare."""
+    if isinstance(node, dict):
+        return any(_has_strangers(entry) for entry in node.values())
+    if not is_dataclass(node):
+        return False
+    values = vars(node)
+    return len(values) > len(fields(node)) or any(_has_strangers(entry) for entry in values.values())
 
 
 def _read_tokens(node: Any, path: str) -> None:

@@ -40,6 +40,8 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
         setting = full_key[1] if full_key else found[1]
         return _no_such_setting(setting, _said(setting, overrides))
     full_key = re.search(r"full_key: (\S+)", text)
+    if full_key and (found := re.search(r"Interpolation key '([^']*)' not found", text)):
+        return ConfigError(f"{full_key[1]} is taken from {found[1]}, which nobody sets; give ++{found[1]}=VALUE")
     return ConfigError(f"{full_key[1]}: {_first_line(error)}" if full_key else _first_line(error))
 
 

@@ -64,6 +64,8 @@ class CorpusConfig:
     """No rows whose (dotted) field has one of these values."""
     tokens: Tokens
     """Published size; what plans reckon with until the corpus is prepared."""
+    max_epochs: Optional[float] = None
+    """How often a path from root to leaf may read it; null: without limit."""
     validation_fraction: float = "${validation.fraction}"  # type: ignore[assignment]  # OmegaConf resolves it
     """Share of the documents that is held out, chosen by a hash of the document."""
 
@@ -89,7 +91,8 @@ class StageConfig:
 
     name: str
     parent: Optional[str] = None
-    """The stage whose final state this one continues; null starts from random weights."""
+    """The stage whose final state this one continues, or hf:FOLDER, a Hugging Face Llama whose weights it takes;
+    null starts from random weights."""
     tokens: Tokens
     batch_tokens: Tokens
     ramp_tokens: Tokens = 0
@@ -97,6 +100,16 @@ class StageConfig:
     mix: MixChoice = MixChoice.variant
     fork_at_tokens: Optional[Tokens] = None
     """Start from the parent's checkpoint at this many tokens of its life; null: from its end."""
+
+    @property
+    def parent_stage(self) -> Optional[str]:
+        """The stage that this one continues."""
+        return None if self.origin is not None else self.parent
+
+    @property
+    def origin(self) -> Optional[str]:
+        """The Hugging Face folder that this one starts from."""
+        return self.parent[3:] if self.parent is not None and self.parent.startswith("hf:") else None
 
 
 @dataclass(kw_only=True)
@@ -159,6 +172,8 @@ class ClusterConfig:
     precision: Precision = Precision.auto
     attention: str = "sdpa"
     compile: bool = False
+    activation_checkpointing: bool = False
+    """Keep of each block only its input, and compute the rest again in the backward pass."""
     workers: int = 0
     """Processes per rank that read samples."""
     threads: Optional[int] = None
@@ -170,6 +185,8 @@ class ClusterConfig:
     gpu_memory_gib: Optional[float] = None
     gpu_peak_tflops: Optional[float] = None
     """Dense bf16 peak."""
+    assumed_mfu: Optional[float] = None
+    """Model FLOPs utilisation that plans reckon with while no finished run tells better."""
     price_per_gpu_hour: Optional[float] = None
 
 
@@ -201,6 +218,12 @@ class ValidationConfig:
     every_tokens: Tokens
     samples: int
     """At most this many held-out samples per corpus each time."""
+
+
+@dataclass(kw_only=True)
+class LintsConfig:
+    ignore: List[str] = field(default_factory=list)
+    """Names of lints (planning/lints.py) that are not to speak."""
 
 
 class Format(Enum):
@@ -236,3 +259,17 @@ class RunConfig:
     log_every_steps: int = 1
     trace: bool = False
     format: Format = Format.text
+    lints: LintsConfig = field(default_factory=LintsConfig)
+
+    parent: Optional[str] = None
+    """Short for stage.parent."""
+    branch: bool = False
+    """Train a changed meaning as a run beside the one that stands under the same variant and stage."""
+    adopt: Optional[str] = None
+    """A checkpoint, or a run's directory, to take in as a state of the declared run."""
+    plots: Optional[str] = None
+    """Folder for the pictures of `plan`."""
+    run: Optional[str] = None
+    """A run's directory for `verify`, instead of the run that the other settings declare."""
+    contains: Optional[str] = None
+    """CORPUS:SAMPLE for `verify`: whether, when and how often the run has seen it."""

@@ -1,22 +1,26 @@
 """Prepared corpora of a configuration, as planning wants them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tinyllama.config.schema import CorpusConfig, RunConfig
+from tinyllama.data import pretrained
 from tinyllama.data.manifest import Manifest, corpus_folder, read_manifest
 from tinyllama.errors import ConfigError
 from tinyllama.planning.corpora import Corpus, Inventory
 from tinyllama.planning.identity import digest
 
 
-def take_inventory(config: RunConfig) -> Inventory:
-    """All configured corpora: from their manifests, or with their published sizes while they are not prepared.
+def take_inventory(path: Sequence[RunConfig]) -> Inventory:
+    """What a stage and its ancestors (the root first) are made of.
+
+    Corpora are known from their manifests, or by their published sizes while they are not prepared.
 
     Raises:
-        ConfigError: corpora were prepared with different tokenizers.
+        ConfigError: corpora were prepared with different tokenizers, or the Hugging Face folder does not fit.
         DamageError: a manifest cannot be understood.
     """
+    config = path[-1]
     manifests = {name: read_manifest(folder) for name, folder in corpus_folders(config, config.corpora).items()}
     prepared = {name: manifest for name, manifest in manifests.items() if manifest is not None}
     digests = {manifest.tokenizer_digest: name for name, manifest in prepared.items()}
@@ -29,7 +33,8 @@ def take_inventory(config: RunConfig) -> Inventory:
         name: _from_manifest(prepared[name]) if name in prepared else _from_config(corpus, config.model.seq_len)
         for name, corpus in config.corpora.items()
     }
-    return Inventory(corpora, next(iter(digests), None))
+    tokenizer_digest = next(iter(digests), None)
+    return Inventory(corpora, tokenizer_digest, pretrained.origin_of(path[0], tokenizer_digest))
 
 
 def corpus_folders(config: RunConfig, names: Iterable[str]) -> dict[str, Path]:

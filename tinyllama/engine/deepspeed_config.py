@@ -7,13 +7,12 @@ from typing import Any
 
 from tinyllama.config.schema import ClusterConfig, OptimizerConfig
 from tinyllama.errors import ConfigError
+from tinyllama.planning.memory import BUCKET_ELEMENTS
 from tinyllama.world import World
 
 ZERO_STAGES = (1, 2, 3)
 
 _NEVER = 1_000_000_000
-_BUCKET_ELEMENTS = 50_000_000
-"""Gradients and weights travel in pieces of this many elements; 200 MB in fp32."""
 
 
 def deepspeed_config(
@@ -51,8 +50,8 @@ def _zero(cluster: ClusterConfig, world: World) -> dict[str, Any]:
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "round_robin_gradients": False,
-        "reduce_bucket_size": _BUCKET_ELEMENTS,
-        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
     }
     if cluster.shard_within_node and world.local_size < world.size:
         # hpZ: a second copy of the weights is spread over the ranks of each node, so that the backward pass gathers

@@ -1,4 +1,4 @@
-"""The family tree in MLflow, the only file that knows it. Runs in a process of its own; lineage/relay.py talks to it.
+"""The family tree in MLflow, the only file that knows it. Its recorder runs in a process of its own (lineage/relay.py).
 
 | here | there |
 |---|---|
@@ -21,17 +21,27 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyllama.lineage.comparison import Recorded, Version
+from tinyllama.lineage.delivery import detach, serve
+from tinyllama.lineage.outbox import Outbox
+from tinyllama.lineage.pages import Place, run_note, run_page, version_note, version_page
 from tinyllama.lineage.record import Dataset, Measurement, RunRecord, Status
-from tinyllama.lineage.relay import detach, serve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 PARAMS_PER_CALL = 100
 METRICS_PER_CALL = 1000
 LONGEST_DATASET_DIGEST = 36
+LONGEST_PARAM = 6000
 """MLflow's limits, in entries and characters."""
+
+EVERY_STEP = "tokens"
+"""A metric that each recorded step has: its history tells which steps are there."""
+
+RATE = "tokens_per_second_per_rank"
 
 TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 """MLflow's error codes for a store that is out of reach."""
@@ -40,16 +50,20 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the relay tries again, and knows when to stop
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # who delivers tries again, and knows when to stop
 }
 
 
-def main(uri: str, artifact_root: str) -> None:
-    """The recorder's process. A local store keeps its artifacts under `artifact_root`, a server decides for itself."""
+def main(uri: str, artifact_root: str, store: str, outbox: str) -> None:
+    """The recorder's process. A local store keeps its artifacts under `artifact_root`, a server decides for itself.
+
+    Args:
+        store: `tracking.uri`, which letters name; "" for the default store.
+    """
     incoming, outgoing = detach()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    serve(MlflowRecorder(uri, Path(artifact_root)), incoming, outgoing)
+    serve(lambda: MlflowRecorder(uri, Path(artifact_root)), Outbox(Path(outbox)), store or None, incoming, outgoing)
 
 
 class MlflowRecorder:
@@ -58,39 +72,40 @@ class MlflowRecorder:
     def __init__(self, uri: str, artifact_root: Path) -> None:
         self._uri = uri
         self._artifact_root = artifact_root
-        self._is_server = uri.startswith(("http:", "https:", "databricks"))
+        self._is_server = is_server(uri)
         self._client: MlflowClient
         self._record: RunRecord
         self._run: Run
-        self._last_steps: dict[str, int] = {}
+        self._known_steps: set[int] = set()
 
-    def start(self, record: RunRecord) -> None:
+    def start(self, record: RunRecord, milliseconds: int | None) -> None:
         self._client, self._record = open_store(self._uri), record
         experiment = self._experiment(record.family)
-        tags = self._tags(experiment)
+        tags = self._tags()
         run = find_run(self._client, experiment, record.digest)
         if run is None:
             name = f"{record.stage}-{record.digest[:12]}"
-            run = self._client.create_run(experiment, run_name=name, tags=tags)
+            run = self._client.create_run(experiment, start_time=milliseconds, run_name=name, tags=tags)
         self._run = run
         self._client.update_run(self._id, status="RUNNING")
-        self._last_steps = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+        self._known_steps = {point.step for point in self._client.get_metric_history(self._id, EVERY_STEP)}
         self._log_params(tags)
         self._client.log_inputs(self._id, [_dataset_input(dataset) for dataset in record.datasets])
+        self._tree.settle(record.digest)
 
     def metrics(self, measurements: Sequence[Measurement]) -> None:
         """Steps that were recorded before an interruption and are taken again after it stay as they are."""
         from mlflow.entities import Metric
 
-        points = (
-            Metric(name, value, measurement.milliseconds, measurement.step)
-            for measurement in measurements
-            for name, value in measurement.values.items()
-            if measurement.step > self._last_steps.get(name, -1)
-        )
-        while batch := list(islice(points, METRICS_PER_CALL)):
-            self._client.log_batch(self._id, metrics=batch)
-            self._last_steps.update((point.key, point.step) for point in batch)
+        missing = (each for each in measurements if each.step not in self._known_steps)
+        for steps in _filled(missing, METRICS_PER_CALL):  # a step is there as a whole or not at all
+            points = [
+                Metric(name, value, measurement.milliseconds, measurement.step)
+                for measurement in steps
+                for name, value in measurement.values.items()
+            ]
+            self._client.log_batch(self._id, metrics=points)
+            self._known_steps.update(step.step for step in steps)
 
     def artifact(self, path: Path) -> None:
         if path.is_dir():
@@ -98,10 +113,14 @@ class MlflowRecorder:
         else:
             self._client.log_artifact(self._id, str(path))
 
-    def finish(self, status: Status) -> None:
+    def finish(self, status: Status, milliseconds: int | None, typical_rate: float | None) -> None:
+        if typical_rate is not None:
+            rate = typical_rate / self._record.ranks
+            self._client.log_metric(self._id, RATE, rate, milliseconds, max(self._known_steps, default=0))
         if status == "FINISHED":
             self._register()
-        self._client.set_terminated(self._id, status)
+            self._tree.settle(self._record.digest)
+        self._client.set_terminated(self._id, status, milliseconds)
 
     def is_temporary(self, error: Exception) -> bool:
         """A store out of reach, as opposed to a call that it refuses."""
@@ -111,6 +130,10 @@ class MlflowRecorder:
     @property
     def _id(self) -> str:
         return str(self._run.info.run_id)
+
+    @property
+    def _tree(self) -> _Tree:
+        return _Tree(self._client, self._run.info.experiment_id, self._record.family)
 
     def _experiment(self, family: str) -> str:
         """Its id. Another process may create it at the same time."""
@@ -127,22 +150,25 @@ class MlflowRecorder:
                     raise
         return str(found.experiment_id)
 
-    def _tags(self, experiment: str) -> dict[str, str]:
+    def _tags(self) -> dict[str, str]:
         record = self._record
-        tags = {
+        tags: dict[str, str | int | None] = {
             "stage": record.stage,
             "variants": ",".join(record.variants),
             "digest": record.digest,
+            "parent_digest": record.parent_digest,
+            "model_digest": record.model_digest,
             "directory": str(record.directory),
+            "cluster": record.cluster,
+            "gpu": record.gpu,
+            "ranks": record.ranks,
+            "zero_stage": record.zero_stage,
+            "branch": "true" if record.branch else None,
+            "adopted_from": record.adopted_from,
+            "git_commit": record.git_commit,
+            "mlflow.source.git.commit": record.git_commit,
         }
-        if record.git_commit is not None:
-            tags |= {"git_commit": record.git_commit, "mlflow.source.git.commit": record.git_commit}
-        if record.parent_digest is not None:
-            tags["parent_digest"] = record.parent_digest
-            parent = find_run(self._client, experiment, record.parent_digest)
-            if parent is not None:
-                tags |= {"parent_run_id": parent.info.run_id, "mlflow.parentRunId": parent.info.run_id}
-        return tags
+        return {name: str(value) for name, value in tags.items() if value is not None}
 
     def _log_params(self, tags: dict[str, str]) -> None:
         from mlflow.entities import Param, RunTag
@@ -161,12 +187,67 @@ class MlflowRecorder:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        if not self._client.search_model_versions(f"run_id = '{self._id}'"):
+        if not versions_of(self._client, family, self._id):
             # A server accepts no path of another machine as a source; there the run's tag `directory` tells it.
             source = self._run.info.artifact_uri if self._is_server else str(self._record.directory)
             kept = {"stage", "variants", "digest", "parent_digest"}
-            tags = {name: value for name, value in self._tags(self._run.info.experiment_id).items() if name in kept}
+            tags = {name: value for name, value in self._tags().items() if name in kept}
             self._client.create_model_version(family, source, self._id, tags, await_creation_for=0)
+
+
+class _Tree:
+    """A family's runs and versions as they hang together, whatever the order in which they arrived."""
+
+    def __init__(self, client: MlflowClient, experiment: str, family: str) -> None:
+        self._client, self._experiment, self._family = client, experiment, family
+
+    def settle(self, digest: str) -> None:
+        """Write at the run of a digest, its version and all of its descendants what follows from their ancestors."""
+        run = find_run(self._client, self._experiment, digest)
+        assert run is not None
+        self._settle(run, self._path_to(run.data.tags.get("parent_digest")))
+
+    def _settle(self, run: Run, ancestors: list[Place]) -> None:
+        tags, here = run.data.tags, self._place(run)
+        parent = ancestors[-1] if ancestors else None
+        if parent is not None and parent.run_id is not None:
+            for name in ("parent_run_id", "mlflow.parentRunId"):
+                self._set(run, name, parent.run_id)
+        self._set(run, "mlflow.note.content", run_note([*ancestors, here], tags.get("directory", "")))
+        for version in versions_of(self._client, self._family, run.info.run_id):
+            if parent is not None and parent.version not in (None, version.tags.get("parent_version")):
+                self._client.set_model_version_tag(self._family, version.version, "parent_version", parent.version)
+            note = version_note([*ancestors, here])
+            if version.description != note:
+                self._client.update_model_version(self._family, version.version, note)
+        for child in self._client.search_runs([self._experiment], f"tags.parent_digest = '{tags['digest']}'"):
+            self._settle(child, [*ancestors, here])
+
+    def _set(self, run: Run, name: str, value: str) -> None:
+        if run.data.tags.get(name) != value:
+            self._client.set_tag(run.info.run_id, name, value)
+
+    def _path_to(self, digest: str | None) -> list[Place]:
+        """The run of a digest and its ancestors, as far as they are known here, the root first."""
+        if digest is None:
+            return []
+        run = find_run(self._client, self._experiment, digest)
+        if run is None:
+            return [Place(digest)]
+        return [*self._path_to(run.data.tags.get("parent_digest")), self._place(run)]
+
+    def _place(self, run: Run) -> Place:
+        tags = run.data.tags
+        version = next((str(found.version) for found in versions_of(self._client, self._family, run.info.run_id)), None)
+        return Place(
+            digest=tags["digest"],
+            stage=tags["stage"],
+            variants=", ".join(tags["variants"].split(",")),
+            run_id=run.info.run_id,
+            page=run_page(self._experiment, run.info.run_id),
+            version=version,
+            version_page=version_page(self._family, version or ""),
+        )
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -175,8 +256,8 @@ def open_store(uri: str) -> MlflowClient:
     Raises:
         OSError: its folder cannot be written.
     """
-    if uri.startswith("sqlite:///"):
-        store = Path(uri.removeprefix("sqlite:///"))
+    store = sqlite_file(uri)
+    if store is not None:
         store.parent.mkdir(parents=True, exist_ok=True)
         with _locked(store.with_name(f"{store.name}.lock")):
             if not store.exists():
@@ -187,10 +268,24 @@ def open_store(uri: str) -> MlflowClient:
     return _client_of(uri)
 
 
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http:", "https:", "databricks"))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def find_run(client: MlflowClient, experiment: str, digest: str) -> Run | None:
     """The run of a stage's digest."""
     found = client.search_runs([experiment], f"tags.digest = '{digest}'", max_results=1, order_by=["start_time ASC"])
     return found[0] if found else None
+
+
+def versions_of(client: MlflowClient, family: str, run_id: str) -> list[ModelVersion]:
+    """What a run has become among the versions of its family's model: one, or none yet."""
+    return list(client.search_model_versions(f"name = '{family}' and run_id = '{run_id}'"))
 
 
 def _client_of(uri: str) -> MlflowClient:
@@ -208,6 +303,20 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _filled(measurements: Iterator[Measurement], points: int) -> Iterator[list[Measurement]]:
+    """Neighbouring steps that have up to so many points together."""
+    steps: list[Measurement] = []
+    filled = 0
+    for measurement in measurements:
+        if filled and filled + len(measurement.values) > points:
+            yield steps
+            steps, filled = [], 0
+        steps.append(measurement)
+        filled += len(measurement.values)
+    if steps:
+        yield steps
+
+
 def _dataset_input(dataset: Dataset) -> DatasetInput:
     from mlflow.entities import Dataset as Entity
     from mlflow.entities import DatasetInput, InputTag
@@ -221,3 +330,51 @@ def _dataset_input(dataset: Dataset) -> DatasetInput:
     )
     tags = {"mlflow.data.context": "training", "fingerprint": dataset.fingerprint}
     return DatasetInput(entity, [InputTag(name, value) for name, value in tags.items()])
+
+
+# ---------------------------------------------------------------- what is there
+
+
+def recorded_runs(uri: str, family: str, digest: str | None) -> list[Recorded]:
+    """The runs of a digest in the store at `uri`: one, if all is well."""
+    client = _client_of(uri)
+    experiment = client.get_experiment_by_name(family)
+    if experiment is None or digest is None:
+        return []
+    runs = client.search_runs([experiment.experiment_id], f"tags.digest = '{digest}'", order_by=["start_time ASC"])
+    return [_recorded(client, family, run) for run in runs]
+
+
+def _recorded(client: MlflowClient, family: str, run: Run) -> Recorded:
+    inputs: Any = run.inputs
+    steps = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+    return Recorded(
+        run_id=run.info.run_id,
+        status=run.info.status,
+        params=run.data.params,
+        tags=run.data.tags,
+        fingerprints={
+            entry.dataset.name: tag.value
+            for entry in inputs.dataset_inputs
+            for tag in entry.tags
+            if tag.key == "fingerprint"
+        },
+        last_step=steps.get(EVERY_STEP),
+        versions=tuple(
+            Version(str(version.version), version.tags) for version in versions_of(client, family, run.info.run_id)
+        ),
+    )
+
+
+def finished_rates(uri: str, model_digest: str, cluster: str) -> list[float]:
+    """Tokens per second and rank of finished runs of a model on a cluster; none if a server does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    asked = f"tags.model_digest = '{model_digest}' and tags.cluster = '{cluster}' and attributes.status = 'FINISHED'"
+    try:
+        client = _client_of(uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, asked, order_by=["start_time ASC"])
+    except (MlflowException, OSError):
+        return []
+    return [run.data.metrics[RATE] for run in runs if RATE in run.data.metrics]

@@ -1,16 +1,13 @@
 """The tracker that keeps nothing: for ranks other than the main one, and for `tracking=none`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tinyllama.lineage.record import RunRecord, Status, Tracker
+from tinyllama.lineage.record import RunRecord, Status, Store, Tracker
 
 
 class NullTracker(Tracker):
     def start(self, record: RunRecord) -> None:
-        pass
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
     def artifacts(self, paths: Sequence[Path]) -> None:
@@ -18,3 +15,17 @@ class NullTracker(Tracker):
 
     def finish(self, status: Status) -> None:
         pass
+
+
+class NullStore(Store):
+    def tracker(self) -> Tracker:
+        return NullTracker()
+
+    def deliver(self, outbox: Path) -> None:
+        pass
+
+    def throughput(self, model_digest: str, cluster: str) -> list[float]:
+        return []
+
+    def disagreements(self, record: RunRecord, finished: bool, last_step: int) -> list[str] | None:
+        return None

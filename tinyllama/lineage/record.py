@@ -1,4 +1,4 @@
-"""What is recorded of a run, and the interface of those who record it. Plain values, no vendor."""
+"""What is recorded of a run, and the interfaces of those who record it. Plain values, no vendor."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One stage of a family: what it is, what it came from, what it was fed."""
+    """One stage of a family: what it is, what it came from, what it was fed, where it runs and leaves its files."""
 
     family: str
     stage: str
@@ -31,12 +31,36 @@ class RunRecord:
     """Those that share this run."""
     digest: str
     parent_digest: str | None
+    model_digest: str
+    """Runs of equal digests compute alike: their speed can be compared."""
     params: Mapping[str, str | int | float]
     """The resolved meaning, flat: {"model.num_layers": 22}."""
     datasets: tuple[Dataset, ...]
-    git_commit: str | None
+    git_commit: str | None = None
+    branch: bool = False
+    """Whether it was trained on purpose beside another run of its variant and stage."""
+    adopted_from: str | None = None
+    """The checkpoint that was taken in as its state."""
+
+    cluster: str
+    gpu: str | None
+    ranks: int
+    zero_stage: int
+    first_step: int = 0
+    """Steps that were taken before this life of the run."""
+    every_steps: int = 1
+    """Steps without a validation are recorded once in so many."""
+
     directory: Path
-    """The run's directory, where its weights stay."""
+    """The run's own, where its weights stay. The others lie inside."""
+    journal: Path
+    """An object per step; what was measured is read from there and nowhere else."""
+    done: Path
+    """There when the run has come to its end."""
+    lock: Path
+    """Held (flock) by the process that trains."""
+    outbox: Path
+    """Folder of what a store has not been given yet; lineage/outbox.py."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +76,9 @@ class Measurement:
 class Tracker(ABC):
     """Keeps the lineage of runs. One tracker records one run, from its main process alone.
 
-    No method raises or waits for what lies outside this process, save `finish` for a bounded time: a tracker that is
-    slow or down costs a warning, never a step. What it missed stands in the run's own files.
+    Measurements need no call: a tracker follows the run's journal. No method raises or waits for what lies outside this
+    process, save `finish` for a bounded time: a store that is slow or down costs a warning, never a step, and gets
+    what it missed when it is back.
     """
 
     @abstractmethod
@@ -61,13 +86,29 @@ class Tracker(ABC):
         """Open the run of this digest, or go on with it after an interruption."""
 
     @abstractmethod
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one optimizer step, counted from the start of the stage."""
-
-    @abstractmethod
     def artifacts(self, paths: Sequence[Path]) -> None:
-        """Files and folders to keep with the run. They must stay where they are until `finish`."""
+        """Files and folders to keep with the run, as they are when it ends."""
 
     @abstractmethod
     def finish(self, status: Status) -> None:
         """Deliver what is pending and close the run; a FINISHED one becomes a version of the family's model."""
+
+
+class Store(ABC):
+    """Where runs are recorded."""
+
+    @abstractmethod
+    def tracker(self) -> Tracker:
+        """For one run."""
+
+    @abstractmethod
+    def deliver(self, outbox: Path) -> None:
+        """Give the store what it has missed of the run of this outbox and of its family; waits for a bounded time."""
+
+    @abstractmethod
+    def throughput(self, model_digest: str, cluster: str) -> list[float]:
+        """Tokens per second and rank of finished runs of a model on a cluster."""
+
+    @abstractmethod
+    def disagreements(self, record: RunRecord, finished: bool, last_step: int) -> list[str] | None:
+        """What the store says otherwise than the run's own files, a sentence each; None if it keeps nothing."""

@@ -1,27 +1,18 @@
-"""Config -> the tracker that it names."""
+"""Config -> the store that it names, and what others ask of it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from tinyllama.config.schema import TrackingConfig
 from tinyllama.errors import unknown
-from tinyllama.lineage.null import NullTracker
-from tinyllama.lineage.record import Tracker
-from tinyllama.lineage.relay import RelayTracker
+from tinyllama.lineage.mlflow_store import MlflowStore
+from tinyllama.lineage.null import NullStore
+from tinyllama.lineage.record import RunRecord, Store, Tracker
 
-
-def _mlflow(uri: str | None, runs: Path) -> Tracker:
-    runs = runs.absolute()
-    return RelayTracker(
-        "tinyllama.lineage.mlflow", [uri or f"sqlite:///{runs / 'mlflow.db'}", str(runs / "mlartifacts")]
-    )
-
-
-def _none(uri: str | None, runs: Path) -> Tracker:
-    return NullTracker()
-
-
-TRACKERS: dict[str, Callable[[str | None, Path], Tracker]] = {"mlflow": _mlflow, "none": _none}
+TRACKERS: dict[str, Callable[[str | None, Path], Store]] = {
+    "mlflow": MlflowStore,
+    "none": lambda uri, runs: NullStore(),
+}
 
 
 def build_tracker(config: TrackingConfig, runs: Path) -> Tracker:
@@ -30,6 +21,31 @@ def build_tracker(config: TrackingConfig, runs: Path) -> Tracker:
     Raises:
         ConfigError: no tracker has this name.
     """
+    return _store(config, runs).tracker()
+
+
+def deliver_pending(config: TrackingConfig, runs: Path, outbox: Path) -> None:
+    """Give the store what it has missed of the run of this outbox and of its family. Quick when that is nothing."""
+    _store(config, runs).deliver(outbox)
+
+
+def measured_throughput(config: TrackingConfig, runs: Path, model_digest: str, cluster: str) -> list[float]:
+    """Tokens per second and rank of the finished runs of a model on a cluster; none if the store cannot be asked."""
+    return _store(config, runs).throughput(model_digest, cluster)
+
+
+def disagreements(
+    config: TrackingConfig, runs: Path, record: RunRecord, finished: bool, last_step: int
+) -> list[str] | None:
+    """What the store says otherwise than the run's own files, a sentence each; None if it keeps nothing.
+
+    Args:
+        last_step: the last one of the run's journal.
+    """
+    return _store(config, runs).disagreements(record, finished, last_step)
+
+
+def _store(config: TrackingConfig, runs: Path) -> Store:
     if config.name not in TRACKERS:
         raise unknown("tracking.name", config.name, TRACKERS)
-    return TRACKERS[config.name](config.uri, runs)
+    return TRACKERS[config.name](config.uri, runs.absolute())

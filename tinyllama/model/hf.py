@@ -1,12 +1,16 @@
-"""Our parameter names <-> those of Hugging Face's LlamaForCausalLM; for export, and for parity tests."""
+"""Our parameter names <-> those of Hugging Face's LlamaForCausalLM; to start from their weights, and to export."""
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyllama.config.schema import ModelConfig
+from tinyllama.errors import DamageError
+from tinyllama.planning.corpora import HfModel
 
 _OUTSIDE = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -59,6 +63,28 @@ def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tenso
     """Hugging Face's state dict under our names."""
     blocks = [f"blocks.{i}.{part}.weight" for i in range(config.num_layers) for part in _INSIDE]
     return {name: torch.cat([state[theirs] for theirs in _hf_names(name)]) for name in [*_OUTSIDE, *blocks]}
+
+
+def read_hf(model: HfModel, config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a folder that save_pretrained wrote, under our names, in the precision of the files.
+
+    Raises:
+        DamageError: tensors are missing, or have other shapes than the model.
+    """
+    theirs: dict[str, Tensor] = {}
+    for name in model.files:
+        path = Path(model.folder) / name
+        try:
+            with safe_open(path, "pt") as file:
+                theirs |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
+        except SafetensorError as error:
+            raise DamageError(f"{path} cannot be read: {error}; fetch it again") from error
+    if "lm_head.weight" not in theirs and "model.embed_tokens.weight" in theirs:  # tied, as their config says
+        theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"]
+    try:
+        return from_hf(theirs, config)
+    except KeyError as error:
+        raise DamageError(f"{model.folder} holds no tensor {error}; fetch it again") from error
 
 
 def _hf_names(name: str) -> list[str]:

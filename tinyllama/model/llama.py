@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.model.attention import Attention, attention
@@ -17,9 +18,10 @@ class Llama(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, config: ModelConfig, attention: Attention):
+    def __init__(self, config: ModelConfig, attention: Attention, activation_checkpointing: bool = False):
         super().__init__()
         self.config = config
+        self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -39,8 +41,14 @@ class Llama(nn.Module):
         x = self.embedding(tokens)
         cosines, sines = (table[: tokens.shape[1]].to(x.dtype) for table in (self.cosines, self.sines))
         for block in self.blocks:
-            x = block(x, cosines, sines)
+            x = self._run(block, x, cosines, sines)
         return self.head(self.norm(x))
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if not self.activation_checkpointing:
+            return block(*inputs)
+        # Nothing in a block is random, so that there is no state of generators to go back to.
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -56,12 +64,17 @@ class Llama(nn.Module):
             parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(deviation))
 
 
-def build_model(config: ModelConfig, attention_name: str, device: torch.device) -> Llama:
+def build_model(
+    config: ModelConfig, attention_name: str, device: torch.device, activation_checkpointing: bool = False
+) -> Llama:
     """A Llama on `device`, its weights not yet meaningful: call `initialize` or load a checkpoint.
+
+    Args:
+        activation_checkpointing: keep of each block only its input, and compute the rest again in the backward pass.
 
     Raises:
         ConfigError: the attention kernel is unknown or cannot run there.
     """
     kernel = attention(attention_name, device)
     with device:
-        return Llama(config, kernel)
+        return Llama(config, kernel, activation_checkpointing)

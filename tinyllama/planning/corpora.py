@@ -1,4 +1,4 @@
-"""What planning knows of prepared data: sizes and fingerprints, no file."""
+"""What planning knows of what lies on disk: sizes and fingerprints, no file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,21 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class HfModel:
+    """A Hugging Face Llama whose weights a run starts from."""
+
+    folder: str
+    digest: str
+    """Of the weights' content."""
+    files: tuple[str, ...]
+    """Names of the files that hold the weights."""
+
+
+@dataclass(frozen=True)
 class Inventory:
-    """The data at hand: `tokenizer_digest` is None until something is prepared with the tokenizer."""
+    """What is at hand: `tokenizer_digest` is None until something is prepared with the tokenizer."""
 
     corpora: Mapping[str, Corpus]
     tokenizer_digest: str | None = None
+    origin: HfModel | None = None
+    """What the root of the path starts from, where that is not random weights."""

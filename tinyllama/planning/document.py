@@ -1,18 +1,38 @@
 """A plan as the JSON that people and programs read (design of `plan` and plan.json)."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from tinyllama.config.schema import RunConfig
+from tinyllama.planning.cost import Throughput, assumed_throughput, expense
+from tinyllama.planning.flops import num_parameters
+from tinyllama.planning.memory import estimate_memory
 from tinyllama.planning.plan import RunPlan
 
+_BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: the weight and AdamW's two moments in fp32."""
 
-def plan_document(plan: RunPlan, variants: Sequence[str], status: str, run_dir: str) -> dict[str, Any]:
-    """One node: what is trained, from where to where, on what."""
+
+def plan_document(
+    plan: RunPlan,
+    config: RunConfig,
+    variants: Sequence[str],
+    status: str,
+    run_dir: str,
+    rate: Throughput | None = None,
+) -> dict[str, Any]:
+    """One node: what is trained, from where to where, on what.
+
+    Args:
+        rate: what runs have measured; None reckons with what the cluster assumes.
+    """
     return {
         "digest": plan.digest,
         "stage": plan.stage,
         "variants": list(variants),
         "parent": plan.parent.digest if plan.parent else None,
+        "origin": plan.meaning["parent"] if plan.origin else None,
         "status": status,
         "run_dir": run_dir,
         "provisional": plan.provisional,
@@ -26,7 +46,24 @@ def plan_document(plan: RunPlan, variants: Sequence[str], status: str, run_dir: 
         "ramp_tokens": plan.ramp_tokens,
         "learning_rate": {"start": plan.schedule(plan.start_tokens), "end": plan.schedule(plan.end_tokens)},
         "corpora": _corpora(plan),
+        "checkpoint_bytes": _BYTES_PER_PARAMETER * num_parameters(config.model),
+        "memory": _memory(config),
+        "time": _time(plan, config, rate or assumed_throughput(config)),
     }
+
+
+def _memory(config: RunConfig) -> dict[str, Any]:
+    """Of each GPU."""
+    memory = estimate_memory(config)
+    return {
+        "gib_per_gpu": memory.gib,
+        "gib_available": config.cluster.gpu_memory_gib,
+        "parts_gib": memory.parts_gib(),
+    }
+
+
+def _time(plan: RunPlan, config: RunConfig, rate: Throughput) -> dict[str, Any]:
+    return asdict(expense(plan.tokens, rate, config.cluster)) | asdict(rate)
 
 
 def _corpora(plan: RunPlan) -> dict[str, Any]:

@@ -7,6 +7,7 @@ it. So any position can be asked for directly.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -74,6 +75,12 @@ class Mixture:
 
         descend(self._root, np.arange(n.size), n.ravel())
         return corpus.reshape(n.shape), ordinal.reshape(n.shape)
+
+    def position(self, corpus: int, ordinal: int, stop: int) -> int:
+        """Where a corpus is drawn from for the (ordinal + 1)-th time, among the positions before `stop`."""
+        after = bisect_right(range(stop + 1), ordinal, key=lambda n: int(self.counts(n)[corpus]))
+        assert after <= stop, f"corpus {corpus} is not drawn from {ordinal + 1} times before {stop}"
+        return after - 1
 
     def integral(self, n: ArrayLike) -> Reals:
         """What the counts before position n should be: [..., corpora]."""

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinyllama.errors import ConfigError
 from tinyllama.planning.mixture import Mixture
-from tinyllama.planning.permutation import permute, scramble
+from tinyllama.planning.permutation import permute, scramble, unpermute
 
 Ids = NDArray[np.int64]
 
@@ -87,6 +87,22 @@ class SampleOrder:
             sample_id[here] = self._orders[index].sample_ids(draw[here])
         return Samples(corpus, draw, sample_id)
 
+    def occurrences(self, name: str, sample_id: int, stop: int) -> list[tuple[int, int]]:
+        """Where the first `stop` positions of the stage have a sample of a corpus: (draw, position), rising.
+
+        Found by going the way from position to sample backwards, for each epoch that the stage touches.
+        """
+        index = self.names.index(name)
+        corpus, start, end = self._orders[index], int(self._start[index]), self.draws_before(stop)[name]
+        found = []
+        for epoch in range(start // corpus.epoch_samples, -(-end // corpus.epoch_samples)):
+            draw = int(corpus.draws(sample_id, epoch))
+            if start <= draw < end:
+                ordinal, lane = divmod(draw - start, self.lanes)
+                round_ = self._rounds.position(index, ordinal, stop // self.lanes)
+                found.append((draw, round_ * self.lanes + lane))
+        return found
+
     def draws_before(self, position: int) -> dict[str, int]:
         """The ledger at a position: draws per corpus from the root, ancestors' other corpora included.
 
@@ -129,11 +145,22 @@ class CorpusOrder:
         draws = np.asarray(draws, np.int64)
         turns, lane = np.divmod(draws, self.lanes)
         epoch, index = np.divmod(turns, self.epoch_samples // self.lanes)
-        ids = np.empty_like(draws)
-        for some_lane, some_epoch in np.unique(np.stack([lane.ravel(), epoch.ravel()]), axis=1).T.tolist():
-            here = (lane == some_lane) & (epoch == some_epoch)
-            ids[here] = self._arrangement(some_lane, some_epoch).sample_ids(index[here])
+        ids, arrangement = np.empty_like(draws), epoch * self.lanes + lane
+        for some in np.unique(arrangement).tolist():
+            here = arrangement == some
+            ids[here] = self._arrangement(some % self.lanes, some // self.lanes).sample_ids(index[here])
         return ids
+
+    def draws(self, sample_ids: ArrayLike, epoch: int) -> Ids:
+        """Which draw of an epoch brings each sample; -1 for the samples that its lanes leave over."""
+        ids = np.asarray(sample_ids, np.int64)
+        draws = np.full_like(ids, -1)
+        for lane, part in enumerate(self._parts):
+            here = part.holds(ids)
+            if here.any():
+                turns = epoch * (self.epoch_samples // self.lanes) + self._arrangement(lane, epoch).index(ids[here])
+                draws[here] = turns * self.lanes + lane
+        return draws
 
     def _arrangement(self, lane: int, epoch: int) -> "_Arrangement":
         found = self._arrangements.get((lane, epoch))
@@ -152,31 +179,60 @@ class _Part:
     first: Ids
     size: Ids
 
+    def stretch(self, ids: Ids) -> Ids:
+        """The stretch in which these samples lie, if they lie in any."""
+        order = np.argsort(self.first)
+        stretch: Ids = order[np.maximum(np.searchsorted(self.first, ids, side="right", sorter=order) - 1, 0)]
+        return stretch
+
+    def holds(self, ids: Ids) -> NDArray[np.bool_]:
+        inside = ids - self.first[self.stretch(ids)]
+        return (inside >= 0) & (inside < self.size[self.stretch(ids)])
+
 
 class _Arrangement:
     """One epoch of one lane."""
 
     def __init__(self, part: _Part, key: int, window: int):
         order = np.argsort(scramble(key, _SHARDS, np.arange(part.size.size)), kind="stable")
-        self._first, self._size = part.first[order], part.size[order]
+        self._shards = _Part(part.first[order], part.size[order])
         self._key, self._window = key, min(window, order.size)
-        blocks = sum(np.roll(self._piece(self._size, piece)[1], piece) for piece in range(self._window))
+        blocks = sum(np.roll(self._piece(self._shards.size, piece)[1], piece) for piece in range(self._window))
         self._starts = np.append(0, np.cumsum(blocks))
 
     def sample_ids(self, index: Ids) -> Ids:
         """Sample ids at these places of the epoch, [n]."""
         block = np.searchsorted(self._starts, index, side="right") - 1
+        blocks, which = np.unique(block, return_inverse=True)
         start, size = self._starts[block], self._starts[block + 1] - self._starts[block]
-        place = permute(index - start, size, scramble(self._key, _BLOCK, block))
-        pieces = np.arange(self._window)
-        shards = (block[:, None] - pieces) % self._size.size
-        begins, lengths = self._piece(self._size[shards], pieces)
-        ends = np.cumsum(lengths, axis=1)
-        piece = (ends <= place[:, None]).sum(axis=1)
-        chosen = np.arange(index.size), piece
-        shard, inside = shards[chosen], begins[chosen] + place - (ends - lengths)[chosen]
-        ids: Ids = self._first[shard] + permute(inside, self._size[shard], scramble(self._key, _SHARD, shard))
+        place = start + permute(index - start, size, scramble(self._key, _BLOCK, blocks)[which])
+        # Places in the epoch rise from piece to piece and from block to block, so one search finds all.
+        shards, shifts, ends = (each.ravel() for each in self._pieces(blocks))
+        piece = np.searchsorted(ends, place, side="right")
+        shard, key = shards[piece], scramble(self._key, _SHARD, shards)[piece]
+        ids: Ids = self._shards.first[shard] + permute(place + shifts[piece], self._shards.size[shard], key)
         return ids
+
+    def index(self, ids: Ids) -> Ids:
+        """The places of the epoch at which these samples stand, [n]; the inverse of `sample_ids`."""
+        shard = self._shards.stretch(ids)
+        size = self._shards.size[shard]
+        inside = unpermute(ids - self._shards.first[shard], size, scramble(self._key, _SHARD, shard))
+        piece = -(-(inside + 1) * self._window // size) - 1
+        block = (shard + piece) % self._shards.size.size
+        _, shifts, _ = self._pieces(block)
+        place = inside - shifts[np.arange(ids.size), piece]
+        start, size = self._starts[block], self._starts[block + 1] - self._starts[block]
+        index: Ids = start + unpermute(place - start, size, scramble(self._key, _BLOCK, block))
+        return index
+
+    def _pieces(self, blocks: Ids) -> tuple[Ids, Ids, Ids]:
+        """The pieces of some blocks, [blocks, window]: shard, from place in the epoch to place in the shard, end."""
+        pieces = np.arange(self._window)
+        shards = (blocks[:, None] - pieces) % self._shards.size.size
+        begins, lengths = self._piece(self._shards.size[shards], pieces)
+        ends = self._starts[blocks][:, None] + np.cumsum(lengths, axis=1)
+        return shards, begins + lengths - ends, ends
 
     def _piece(self, size: Ids, piece: ArrayLike) -> tuple[Ids, Ids]:
         """Begin and length of a piece of a shard of `size` samples."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tinyllama.config.schema import MixChoice, RunConfig
+from tinyllama.config.schema import MixChoice, MixConfig, RunConfig
 from tinyllama.errors import ConfigError
-from tinyllama.planning.corpora import Corpus, Inventory
+from tinyllama.planning.corpora import Corpus, HfModel, Inventory
 from tinyllama.planning.identity import digest, meaning
 from tinyllama.planning.mixture import Mixture
 from tinyllama.planning.order import SampleOrder
@@ -23,6 +23,8 @@ class RunPlan:
     digest: str
     meaning: Mapping[str, Any]
     parent: "RunPlan | None"
+    origin: HfModel | None
+    """What a run without parent starts from; None: random weights."""
     seq_len: int
     batch_samples: int
     steps: int
@@ -110,7 +112,10 @@ def make_plan(path: Sequence[RunConfig], inventory: Inventory) -> RunPlan:
 
 def target_weights(config: RunConfig) -> dict[str, float]:
     """Fractions of the mixture that a stage ends with; corpora of weight 0 are left out."""
-    mix = config.root_mix if config.stage.mix is MixChoice.root else config.data_mix
+    return _fractions(config.root_mix if config.stage.mix is MixChoice.root else config.data_mix)
+
+
+def _fractions(mix: MixConfig) -> dict[str, float]:
     total = sum(mix.weights.values())
     # Rounded so that 15 of 100 and 0.15 of 1 mean the same.
     return {name: round(weight / total, 12) for name, weight in sorted(mix.weights.items()) if weight}
@@ -119,15 +124,20 @@ def target_weights(config: RunConfig) -> dict[str, float]:
 def _extend(parent: RunPlan | None, config: RunConfig, inventory: Inventory) -> RunPlan:
     stage, seq_len, end_weights = config.stage, config.model.seq_len, target_weights(config)
     position = _fork_position(parent, config) if parent else 0
-    start_weights = parent.weights_at(position) if parent and stage.ramp_tokens else end_weights
+    origin = inventory.origin if parent is None else None
+    start_weights = end_weights
+    if stage.ramp_tokens and (parent or origin):
+        start_weights = parent.weights_at(position) if parent else _fractions(config.root_mix)
     used = [name for name in inventory.corpora if end_weights.get(name) or start_weights.get(name)]
-    what = meaning(config, end_weights, inventory, parent.digest if parent else None)
+    ancestry = parent.digest if parent else f"hf:{origin.digest}" if origin else None
+    what = meaning(config, end_weights, inventory, ancestry)
     return RunPlan(
         family=config.family,
         stage=stage.name,
         digest=digest(what),
         meaning=what,
         parent=parent,
+        origin=origin,
         seq_len=seq_len,
         batch_samples=stage.batch_tokens // seq_len,
         steps=max(1, round(stage.tokens / stage.batch_tokens)),

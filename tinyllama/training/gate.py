@@ -1,14 +1,49 @@
 """What must stand on disk before a stage may be trained. Light: nothing of torch is loaded to say no."""
 
 import fcntl
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO
 
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.schema import ClusterConfig, RunConfig
 from tinyllama.errors import ConfigError
+from tinyllama.planning.lints import lint, require_no_errors
 from tinyllama.planning.plan import RunPlan
-from tinyllama.world import given_ranks
+from tinyllama.planning.tree import Node
+from tinyllama.training.drift import require_no_drift
+from tinyllama.world import World, given_ranks
+
+
+def require_ready(nodes: Sequence[Node]) -> None:
+    """Before the first step of the first node: whatever can be wrong with any of those that were asked for.
+
+    Warnings go to standard error once nothing is in the way.
+
+    Raises:
+        ConfigError: a lint is an error, or data, an ancestor that nobody asked for, or machines are missing.
+        DriftError: a run stands on disk under the same name with another meaning.
+        DamageError: the record of a run of the family is damaged.
+    """
+    asked = [node for node in nodes if node.overrides is not None]
+    todo = [node for node in asked if RunFolder.of(node.config.paths.runs, node.plan).status is not Status.done]
+    found = lint(nodes) if todo else ()
+    require_no_errors(found)
+    for node in todo:
+        require_corpora(node.plan, node.overrides or ())
+        require_one_machine(node.config.cluster)
+    if todo:
+        require_no_drift(nodes)
+    comes_first = {node.plan.digest for node in todo}
+    for node in todo:
+        comes = node.plan.parent is not None and node.plan.parent.digest in comes_first
+        if not comes and node.config.adopt is None:
+            require_parent(node.config, node.plan, node.overrides or ())
+    if World.from_environment().is_main:
+        for warning in (each for each in found if each.level == "warning"):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def require_parent(config: RunConfig, plan: RunPlan, overrides: Sequence[str]) -> None:
@@ -32,17 +67,17 @@ def require_parent(config: RunConfig, plan: RunPlan, overrides: Sequence[str]) -
         )
     raise ConfigError(
         f"stage.parent={parent.stage} of stage={plan.stage} {state} ({folder.path}); train it first:\n"
-        f"  {train_command([*_without_stage(overrides), f'stage={parent.stage}'])}{_other_parents(folder)}"
+        f"  {train_command([*_without_stage(overrides), f'stage={parent.stage}'])}"
     )
 
 
 def require_corpora(plan: RunPlan, overrides: Sequence[str]) -> None:
-    """Every corpus that the stage reads must be prepared.
+    """Every corpus that the stage and its ancestors read must be prepared: their content is part of what they mean.
 
     Raises:
         ConfigError: one is not; names the command that prepares it.
     """
-    for name, corpus in plan.corpora.items():
+    for name, corpus in [entry for stage in plan.path for entry in stage.corpora.items()]:
         if not corpus.prepared:
             scale = [
                 text for text in overrides if text.lstrip("+").startswith(("scale=", "paths.", "tokenizer", "model"))
@@ -75,11 +110,20 @@ def sole_trainer(folder: RunFolder) -> Iterator[None]:
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{folder.path} is being trained by another process; wait for it or end it") from error
+        if not _lock(lock):
+            raise ConfigError(f"{folder.path} is being trained by another process; wait for it or end it")
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether it is ours now. Who only looks whether a run is being trained holds it for an instant: tried again."""
+    for pause_seconds in (0.01, 0.1, 0.5, None):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if pause_seconds:
+            time.sleep(pause_seconds)
+    return False
 
 
 def train_command(overrides: Sequence[str]) -> str:
@@ -89,15 +133,3 @@ def train_command(overrides: Sequence[str]) -> str:
 
 def _without_stage(overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if not text.lstrip("+").startswith(("stage=", "stage."))]
-
-
-def _other_parents(folder: RunFolder) -> str:
-    """A word about runs of the parent's name that mean something else."""
-    stage = folder.path.name.rpartition("-")[0]
-    others = sorted(path.name for path in folder.path.parent.glob(f"{stage}-*") if path != folder.path)
-    if not others:
-        return ""
-    return (
-        f"\n{', '.join(others)} in the same family was trained with other settings (its identity.json tells them); "
-        f"to go on from it give the same settings again, those of its stage as ++stages.{stage}.FIELD=VALUE"
-    )

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tinyllama.checkpoint.store import CheckpointStore
 from tinyllama.config.schema import CheckpointConfig
@@ -46,14 +46,21 @@ class Watch(Hook):
 
 
 class Checkpointing(Hook):
-    """Saves every so many tokens, at milestones, when a stop is asked for, and at the end of the stage."""
+    """Saves every so many tokens, at milestones, when a stop is asked for, and at the end of the stage.
 
-    def __init__(self, engine: ZeroEngine, store: CheckpointStore, plan: RunPlan, config: CheckpointConfig):
+    `order_chain` is collective and tells the chain after the step.
+    """
+
+    def __init__(
+        self, engine: ZeroEngine, store: CheckpointStore, plan: RunPlan, config: CheckpointConfig,
+        order_chain: Callable[[], str],
+    ):  # fmt: skip
         self._engine, self._store, self._plan, self._config = engine, store, plan, config
+        self._order_chain = order_chain
 
     def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
         progress, before = report.progress, report.before
         milestone = any(before.tokens < tokens <= progress.tokens for tokens in self._config.milestones)
         due = progress.crossed(before, self._config.every_tokens) or progress.step == self._plan.steps
         if due or milestone or report.stopping:
-            self._store.write(progress, self._engine.save)
+            self._store.write(progress, self._order_chain(), self._engine.save)

@@ -1,6 +1,7 @@
-"""What a run writes down of each step: metrics.jsonl, samples.jsonl, and the same metrics for the tracker."""
+"""What a run writes down of each step: samples.jsonl, and metrics.jsonl, which trackers follow (lineage/tail.py)."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -10,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from tinyllama.data.loader import MicroBatch, rank_positions
-from tinyllama.lineage.record import Tracker
 from tinyllama.planning.order import SampleOrder
 from tinyllama.training.hooks import Hook
 from tinyllama.training.metrics import StepReport
@@ -61,22 +61,12 @@ class Trace(Hook):
             self._file.close()
 
 
-class Tracking(Hook):
-    """Hands each step's metrics to the tracker."""
-
-    def __init__(self, tracker: Tracker, every_steps: int):
-        self._tracker, self._every_steps = tracker, every_steps
-
-    def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
-        if report.progress.step % self._every_steps == 0 or report.validation:
-            self._tracker.metrics(report.progress.step, flat_metrics(metrics_of(report)))
-
-
 def metrics_of(report: StepReport) -> dict[str, Any]:
-    """A step as metrics.jsonl has it."""
+    """A step as metrics.jsonl has it, as of now."""
     metrics: dict[str, Any] = {
         "step": report.progress.step,
         "tokens": report.progress.tokens,
+        "time": round(time.time(), 3),
         "loss": report.loss,
         "learning_rate": report.learning_rate,
         "grad_norm": report.grad_norm if report.applied else None,
@@ -86,17 +76,6 @@ def metrics_of(report: StepReport) -> dict[str, Any]:
         "corpus_samples": report.corpus_samples,
     }
     return metrics | ({"validation": report.validation} if report.validation else {})
-
-
-def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among the metrics, members of a group as "validation/slimpajama"."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{member}": float(entry) for member, entry in value.items()}
-        elif value is not None and name != "step":
-            flat[name] = float(value)
-    return flat
 
 
 def open_journal(path: Path, last_step: int) -> IO[str]:

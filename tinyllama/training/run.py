@@ -4,17 +4,20 @@ import json
 import logging
 import subprocess
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tinyllama.checkpoint.files import write_durably
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.checkpoint.layout import Status as RunStatus
+from tinyllama.checkpoint.manifest import Checkpoint
 from tinyllama.checkpoint.resume import find_start
-from tinyllama.checkpoint.store import CheckpointStore, write_durably
-from tinyllama.config.load import to_yaml
+from tinyllama.checkpoint.standing import recorded_variants
+from tinyllama.checkpoint.store import CheckpointStore
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.inventory import corpus_folders
 from tinyllama.data.loader import train_loader
@@ -22,19 +25,22 @@ from tinyllama.data.manifest import TRAIN, VALIDATION, read_manifest
 from tinyllama.engine import startup
 from tinyllama.engine.zero import ZeroEngine
 from tinyllama.errors import Stopped
+from tinyllama.lineage.describe import record_of
 from tinyllama.lineage.null import NullTracker
-from tinyllama.lineage.record import Dataset, RunRecord, Status, Tracker
+from tinyllama.lineage.record import RunRecord, Status, Tracker
 from tinyllama.lineage.tracking import build_tracker
+from tinyllama.model.hf import read_hf
 from tinyllama.model.llama import build_model
-from tinyllama.planning.document import plan_document
+from tinyllama.planning.chain import ROOT
 from tinyllama.planning.flops import flops_per_token
-from tinyllama.planning.identity import flatten
 from tinyllama.planning.plan import RunPlan
 from tinyllama.planning.progress import Progress
+from tinyllama.training.chain import OrderChain
+from tinyllama.training.description import describe, write_plan
 from tinyllama.training.display import build_display
 from tinyllama.training.gate import sole_trainer
 from tinyllama.training.hooks import Checkpointing, Hook, Watch
-from tinyllama.training.journal import Journal, Trace, Tracking
+from tinyllama.training.journal import Journal, Trace
 from tinyllama.training.loop import grouped, train
 from tinyllama.training.metrics import Meter
 from tinyllama.training.stopping import StopRequest
@@ -53,8 +59,9 @@ def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str], plain: 
         DamageError: there is no sound state to go on from.
     """
     folder = RunFolder.of(config.paths.runs, plan)
+    variants = tuple(dict.fromkeys((*recorded_variants(folder), *variants)))
     with sole_trainer(folder) if World.from_environment().is_main else nullcontext():
-        _run_rank(config, plan, tuple(variants), plain)
+        _run_rank(config, plan, variants, plain)
 
 
 def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool) -> None:
@@ -63,10 +70,10 @@ def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain
     world = startup.initialize(config.cluster)
     try:
         checkpoint, progress = find_start(plan, config.paths.runs)
-        engine = _build_engine(config, plan, world)
+        engine = _build_engine(config, plan, world, fresh=checkpoint is None)
         if checkpoint is not None:
             engine.load(checkpoint.path)
-        _Stage(config, plan, variants, world, engine, plain).train(progress, stop)
+        _Stage(config, plan, variants, world, engine, checkpoint, plain).train(progress, stop)
     finally:
         startup.finalize()
 
@@ -75,10 +82,11 @@ class _Stage:
     """What training a stage needs, brought together."""
 
     def __init__(
-        self, config: RunConfig, plan: RunPlan, variants: tuple[str, ...], world: World, engine: ZeroEngine, plain: bool
-    ):
+        self, config: RunConfig, plan: RunPlan, variants: tuple[str, ...], world: World, engine: ZeroEngine,
+        checkpoint: Checkpoint | None, plain: bool,
+    ):  # fmt: skip
         self.config, self.plan, self.variants, self.world, self.engine = config, plan, variants, world, engine
-        self.plain = plain
+        self.checkpoint, self.plain = checkpoint, plain
         self.folder = RunFolder.of(config.paths.runs, plan)
 
     def train(self, progress: Progress, stop: StopRequest) -> None:
@@ -86,17 +94,17 @@ class _Stage:
         status: Status = "FAILED"
         try:
             if self.world.is_main:
-                self._describe()
+                describe(self.config, self.plan, self.variants)
                 self._announce(progress)
-            tracker.start(self._record())
+            tracker.start(self._record(progress))
             tracker.artifacts([self.folder.identity, self.folder.plan, self.folder.config])
-            status = self._train(progress, stop, tracker)
+            status = self._train(progress, stop)
         finally:
             tracker.finish(status)
         if status == "KILLED":
             raise Stopped(f"stage {self.plan.stage} stopped after a checkpoint; the same command goes on from there")
 
-    def _train(self, progress: Progress, stop: StopRequest, tracker: Tracker) -> Status:
+    def _train(self, progress: Progress, stop: StopRequest) -> Status:
         config, plan, started = self.config, self.plan, time.monotonic()
         micro_batches = train_loader(
             plan.order,
@@ -116,7 +124,7 @@ class _Stage:
             peak * 1e12 * self.world.size if peak else None,
         )
         with ExitStack() as stack:
-            hooks = self._hooks(progress, tracker)
+            hooks = self._hooks(progress)
             for hook in hooks:
                 stack.callback(hook.close)
             stack.enter_context(closing(micro_batches))
@@ -125,23 +133,27 @@ class _Stage:
         if progress.step < plan.steps:
             return "KILLED"
         if self.world.is_main:
-            self._write_plan(RunStatus.done)
+            write_plan(config, plan, self.variants, RunStatus.done)
             write_durably(self.folder.done, json.dumps(asdict(progress) | self._last_validation()) + "\n")
             self._say(f"done in {format_seconds(time.monotonic() - started)}: {self.folder.path}")
         return "FINISHED"
 
-    def _hooks(self, progress: Progress, tracker: Tracker) -> list[Hook]:
+    def _hooks(self, progress: Progress) -> list[Hook]:
         """In the order in which they see a step: what measures before what writes down, what saves last."""
         config, plan, world = self.config, self.plan, self.world
         main_only: list[Hook] = []
         if world.is_main:
             main_only = [
                 Journal(self.folder.metrics, progress.step),
-                Tracking(tracker, config.log_every_steps),
                 build_display(plan, self._label, progress.step, self.plain),
             ]
+        before = self.checkpoint
         store = CheckpointStore(
-            self.folder, plan.digest, world, config.checkpoint.keep, protected=[plan.end_tokens, *self._milestones()]
+            self.folder, plan.digest, world, config.checkpoint.keep, protected=[plan.end_tokens, *self._milestones()],
+            adopted=self._adopted(),
+        )  # fmt: skip
+        chain = OrderChain(
+            before.order_chain if before else ROOT, plan.order, plan.batch_samples, world, self.engine.device
         )
         return [
             Watch(),
@@ -150,7 +162,8 @@ class _Stage:
             ),
             *main_only,
             *([Trace(self.folder.samples, progress.step, plan.order, world)] if config.trace else []),
-            Checkpointing(self.engine, store, plan, config.checkpoint),
+            chain,
+            Checkpointing(self.engine, store, plan, config.checkpoint, chain.value),
         ]
 
     def _milestones(self) -> list[int]:
@@ -165,17 +178,6 @@ class _Stage:
         return {
             name: folders[name] / VALIDATION for name, found in manifests.items() if found and found.validation.samples
         }
-
-    def _describe(self) -> None:
-        """The files that say what the run is, written before its first step."""
-        identity = {"digest": self.plan.digest, "meaning": self.plan.meaning}
-        write_durably(self.folder.identity, json.dumps(identity, indent=1, default=str) + "\n")
-        self._write_plan(RunStatus.partial)
-        write_durably(self.folder.config, to_yaml(self.config))
-
-    def _write_plan(self, status: RunStatus) -> None:
-        document = plan_document(self.plan, self.variants, status.value, str(self.folder.path))
-        write_durably(self.folder.plan, json.dumps(document, indent=1) + "\n")
 
     def _announce(self, progress: Progress) -> None:
         plan = self.plan
@@ -199,39 +201,40 @@ class _Stage:
         runs = Path(self.config.paths.runs)
         return build_tracker(self.config.tracking, runs) if self.world.is_main else NullTracker()
 
-    def _record(self) -> RunRecord:
-        plan = self.plan
-        return RunRecord(
-            family=plan.family,
-            stage=plan.stage,
-            variants=self.variants,
-            digest=plan.digest,
-            parent_digest=plan.parent.digest if plan.parent else None,
-            params=_params(plan.meaning),
-            datasets=tuple(
-                Dataset(name, plan.corpora[name].fingerprint, str(folder), plan.corpora[name].samples)
-                for name, folder in corpus_folders(self.config, plan.corpora).items()
-            ),
+    def _record(self, progress: Progress) -> RunRecord:
+        adopted = self._adopted()
+        return record_of(
+            self.config,
+            self.plan,
+            self.variants,
+            self.folder,
+            ranks=self.world.size,
+            first_step=progress.step,
             git_commit=_git_commit(),
-            directory=self.folder.path,
+            adopted_from=adopted["path"] if adopted else None,
         )
+
+    def _adopted(self) -> Mapping[str, Any] | None:
+        """Where the run's first state came from, if it was not trained here; a parent's is the parent's affair."""
+        before = self.checkpoint
+        return before.adopted if before and before.digest == self.plan.digest else None
 
     def _last_validation(self) -> dict[str, Any]:
         with self.folder.metrics.open(encoding="utf-8") as file:
-            *_, last = file
+            last = next(iter(deque(file, maxlen=1)), "{}")  # a run that was adopted at its end has taken no step
         return {"validation": json.loads(last).get("validation", {})}
 
 
-def _build_engine(config: RunConfig, plan: RunPlan, world: World) -> ZeroEngine:
-    model = build_model(config.model, config.cluster.attention, startup.device())
-    model.initialize(config.seed)
+def _build_engine(config: RunConfig, plan: RunPlan, world: World, fresh: bool) -> ZeroEngine:
+    """`fresh`: the weights are needed, no checkpoint will replace them."""
+    cluster = config.cluster
+    model = build_model(config.model, cluster.attention, startup.device(), cluster.activation_checkpointing)
+    if fresh and plan.origin is not None:
+        model.load_state_dict(read_hf(plan.origin, config.model))
+    elif fresh:
+        model.initialize(config.seed)
     accumulation = plan.batch_samples // (config.cluster.micro_batch * world.size)
     return ZeroEngine(model, config.optimizer, config.cluster, accumulation, world)
-
-
-def _params(meaning: Mapping[str, Any]) -> dict[str, str | int | float]:
-    flat = flatten(meaning)
-    return {name: value if isinstance(value, (int, float)) else str(value) for name, value in flat.items()}
 
 
 def _git_commit() -> str | None:

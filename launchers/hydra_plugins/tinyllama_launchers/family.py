@@ -6,6 +6,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from tinyllama.config.app import compose_path, setting_of
 from tinyllama.config.checks import check_path
+from tinyllama.config.stages import continued_stages, declared_parent
 from tinyllama.data.inventory import take_inventory
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.tree import Job, Node, grow
@@ -17,11 +18,12 @@ def family_of(sweep: Sequence[Sequence[str]]) -> tuple[Node, ...]:
     Raises:
         ConfigError: a job's settings are wrong.
     """
-    jobs = []
+    jobs, continued = [], continued_stages()
     for overrides in _with_ancestors_settings(sweep):
         path = compose_path(overrides)
         check_path(path)
-        jobs.append(Job(tuple(overrides), path, make_plan(path, take_inventory(path[-1]))))
+        plan = make_plan(path, take_inventory(path))
+        jobs.append(Job(tuple(overrides), path, plan, plan.stage in continued))
     return grow(jobs)
 
 
@@ -29,6 +31,8 @@ def _with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
     """Tell each job what the sweep says of the other stages of its path.
 
     `stage=basic,continual stage.tokens=1M` sets the tokens of both; continual alone would reckon with conf/'s basic.
+    `stage=continual,cooldown parent=hf:FOLDER` replaces the parent of continual, which the sweep lacks, and not
+    cooldown's.
     """
     jobs = []
     for overrides in sweep:
@@ -40,8 +44,18 @@ def _with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
             for text in other
             if setting_of(text).startswith("stage.")
         ]
-        jobs.append([*overrides, *said])
+        jobs.append([*_with_parent(overrides, {_stage(other) for other in siblings}), *said])
     return jobs
+
+
+def _with_parent(overrides: Sequence[str], stages: set[str | None]) -> list[str]:
+    """The same, `parent` said of those stages whose own parent is not one of them."""
+    given = [text.partition("=")[2] for text in overrides if setting_of(text) == "parent"]
+    heads = [stage for stage in stages if stage and declared_parent(stage) not in stages] if given else []
+    if _stage(overrides) in [None, *heads]:
+        return list(overrides)
+    others = [text for text in overrides if setting_of(text) != "parent"]
+    return [*others, *(f"++stages.{head}.parent={given[-1]}" for head in sorted(heads))]
 
 
 def _without_stage(overrides: Sequence[str]) -> list[str]:

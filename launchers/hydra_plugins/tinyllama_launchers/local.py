@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 
 from hydra.core.config_store import ConfigStore
@@ -18,12 +19,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.tinyllama_launchers.family import completed, family_of
-from tinyllama.checkpoint.layout import Status
+from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.checks import processes_per_node
 from tinyllama.errors import ConfigError, Stopped, TinyllamaError
+from tinyllama.lineage.tracking import deliver_pending
 from tinyllama.planning.tree import Node
 from tinyllama.reporting.family import print_outcomes, status_of
-from tinyllama.training.gate import require_corpora, require_one_machine, require_parent
+from tinyllama.training.gate import require_ready
 from tinyllama.world import visible_gpus
 
 DONE, STOPPED = "done", "stopped after a checkpoint"
@@ -52,9 +54,14 @@ class LocalLauncher(Launcher):
         if self._jobs is not None and self._jobs < 1:
             raise ConfigError(f"hydra.launcher.jobs={self._jobs} must be above 0")
         nodes = family_of(job_overrides)
-        _check(nodes)
+        if nodes[-1].config.adopt is not None:
+            raise ConfigError(
+                f"adopt={nodes[-1].config.adopt} is the state of one run; train that run alone, without -m"
+            )
+        require_ready(nodes)
         outcomes = _Crew(nodes, self._jobs or _jobs_that_fit(nodes)).run()
         print_outcomes(nodes, outcomes)
+        _deliver(nodes)
         if STOPPED in outcomes.values():
             raise Stopped("stopped after a checkpoint; the same command goes on from there")
         failed = [node.plan.name for node in nodes if outcomes[node.plan.digest] != DONE]
@@ -63,20 +70,11 @@ class LocalLauncher(Launcher):
         return completed(job_overrides)
 
 
-def _check(nodes: Sequence[Node]) -> None:
-    """Before the first step of the first node: whatever can be wrong with any of them.
-
-    Raises:
-        ConfigError: a corpus is not prepared, an ancestor is neither done nor asked for, or a node needs more machines.
-    """
-    asked = {node.plan.digest for node in nodes if node.overrides is not None}
-    for node in nodes:
-        if node.overrides is None or status_of(node) is Status.done:
-            continue
-        if node.plan.parent is not None and node.plan.parent.digest not in asked:
-            require_parent(node.config, node.plan, node.overrides)
-        require_corpora(node.plan, node.overrides)
-        require_one_machine(node.config.cluster)
+def _deliver(nodes: Sequence[Node]) -> None:
+    """Give the tracking store what it has missed of these families."""
+    for node in {node.config.family: node for node in nodes}.values():
+        folder = RunFolder.of(node.config.paths.runs, node.plan)
+        deliver_pending(node.config.tracking, Path(node.config.paths.runs), folder.outbox)
 
 
 def _jobs_that_fit(nodes: Sequence[Node]) -> int:

@@ -1,7 +1,10 @@
 """Shows the tree instead of running it: the launcher behind `python -m tinyllama.plan`."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
@@ -11,7 +14,13 @@ from omegaconf import DictConfig
 
 from hydra_plugins.tinyllama_launchers.family import completed, family_of
 from tinyllama.config.schema import Format
-from tinyllama.reporting.family import print_plan, print_plan_json
+from tinyllama.lineage.tracking import measured_throughput
+from tinyllama.planning.cost import Throughput, throughput
+from tinyllama.planning.identity import digest
+from tinyllama.planning.lints import lint, require_no_errors
+from tinyllama.planning.tree import Node
+from tinyllama.reporting.plan import print_plan, print_plan_json, survey
+from tinyllama.training.drift import beside
 
 
 @dataclass
@@ -30,6 +39,46 @@ class PlanLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         nodes = family_of(job_overrides)
-        show = print_plan_json if nodes[-1].config.format is Format.json else print_plan
-        show(nodes)
+        config, lints = nodes[-1].config, lint(nodes)
+        plan = survey(nodes, _rates(nodes), lints, _beside(nodes))
+        show = print_plan_json if config.format is Format.json else print_plan
+        show(plan)
+        if config.plots is not None:
+            _draw(nodes, Path(config.plots))
+        require_no_errors(lints)
         return completed(job_overrides)
+
+
+def _draw(nodes: Sequence[Node], folder: Path) -> None:
+    from tinyllama.reporting.plots import draw_family  # matplotlib is slow to import
+
+    for picture in draw_family(nodes, folder):
+        print(picture, file=sys.stderr)
+
+
+def _rates(nodes: Sequence[Node]) -> dict[str, Throughput]:
+    """By digest; the store is asked once for each model and cluster."""
+    found: dict[tuple[str, str], list[float]] = {}
+    rates = {}
+    for node in nodes:
+        model, cluster = digest(node.plan.meaning["model"]), node.config.cluster.name
+        if (model, cluster) not in found:
+            runs = Path(node.config.paths.runs)
+            found[model, cluster] = measured_throughput(node.config.tracking, runs, model, cluster)
+        rates[node.plan.digest] = throughput(node.config, found[model, cluster])
+    return rates
+
+
+def _beside(nodes: Sequence[Node]) -> list[Mapping[str, Any]]:
+    """What stands under the labels of these nodes, each run once."""
+    standing = {run.digest: run for runs in beside(nodes) for run in runs}
+    return [
+        {
+            "stage": run.stage,
+            "variants": list(run.variants),
+            "digest": run.digest,
+            "run_dir": str(run.folder.path),
+            "tokens": run.tokens,
+        }
+        for run in standing.values()
+    ]

@@ -1,0 +1,546 @@
+"""A run proves itself from what it left on disk; whatever is changed of it is found and named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tinyllama.checkpoint.files import write_sealed
+from tinyllama.checkpoint.layout import RunFolder
+from tinyllama.data.reporter import silent
+from tinyllama.planning.identity import digest
+from tinyllama.proof.checks import examine
+from tinyllama.proof.examination import Check, Examination
+from tinyllama.proof.record import read_records
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("basic", "continual", "cooldown")
+TRAINED = ["+variant=chinese", "trace=true", "tracking=none"]
+
+
+@pytest.fixture(scope="session")
+def healthy(settings, shell, tmp_path_factory):
+    """The three stages of a variant, each on another number of processes."""
+    runs = tmp_path_factory.mktemp("healthy") / "runs"
+    for stage, processes in zip(STAGES, (2, 1, 4), strict=True):
+        placement = [f"paths.runs={runs}", f"stage={stage}", f"cluster.processes={processes}"]
+        result = shell("train", *settings, *TRAINED, *placement)
+        assert result.code == 0, result.err
+    return runs
+
+
+@pytest.fixture
+def runs(healthy, tmp_path):
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(healthy, tmp_path / "runs"))
+
+
+def of(runs: Path, stage: str) -> RunFolder:
+    (path,) = (runs / "demo").glob(f"{stage}-*")
+    return RunFolder(path)
+
+
+@pytest.fixture
+def verify(run):
+    """verify(folder) -> exit code, the JSON document, standard error."""
+
+    def verify_run(folder: RunFolder, *more: str):
+        result = run("verify", f"run={folder.path}", "format=json", *more)
+        return result.code, json.loads(result.out), result.err
+
+    return verify_run
+
+
+def test_a_healthy_run_is_proven_to_the_root(healthy, settings, run):
+    placement = [f"paths.runs={healthy}", "cluster.processes=1"]  # where it is verified does not matter
+    result = run("verify", *settings, *TRAINED, *placement, "stage=cooldown", "format=json")
+    document = json.loads(result.out)
+    assert (result.code, document["ok"]) == (0, True), document
+    assert document["digest"] == digest(json.loads(of(healthy, "cooldown").identity.read_text())["meaning"])
+    looked_at = [check["name"] for check in document["checks"]]
+    for stage in STAGES:
+        folder = of(healthy, stage)
+        for what in ("identity", "plan", "corpora", "order", "metrics", "samples", "end", "tracking"):
+            assert f"{folder.path.name}: {what}" in looked_at
+        for tokens in folder.checkpoint_tokens():
+            assert f"{folder.path.name}: checkpoint {tokens:015d}" in looked_at
+
+
+def test_the_table_for_people_tells_each_check(healthy, run):
+    result = run("verify", f"run={of(healthy, 'basic').path}")
+    assert result.code == 0
+    assert "from random weights: basic-" in result.out
+    assert "steps 1 to 16, each once" in result.out
+
+
+def test_no_torch_and_no_streaming_is_needed(healthy):
+    code = "from tinyllama.verify import main; main(); import sys; assert not {'torch', 'streaming'} & set(sys.modules)"
+    command = [sys.executable, "-c", code, f"run={of(healthy, 'cooldown').path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def without_line(path: Path, number: int) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    del lines[number]
+    path.write_text("".join(lines))
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+def reseal(path: Path, change: Callable[[dict], object]) -> None:
+    """What someone does who knows how manifests are sealed."""
+    fields = json.loads(path.read_text())
+    del fields["seal"]
+    change(fields)
+    write_sealed(path, fields)
+
+
+def manifest(folder: RunFolder, index: int = -1) -> Path:
+    return folder.checkpoint(folder.checkpoint_tokens()[index]) / "manifest.json"
+
+
+FAULTS = {
+    "a flipped byte in a checkpoint": (
+        lambda basic, here: flip(manifest(here).parent / "exp_avg.safetensors"),
+        "cooldown-* checkpoint",
+        "exp_avg.safetensors is damaged",
+    ),
+    "a flipped byte in the parent's checkpoint": (
+        lambda basic, here: flip(manifest(basic, 0).parent / "weights.safetensors"),
+        "basic-* checkpoint",
+        "weights.safetensors is damaged",
+    ),
+    "a file of a checkpoint that is gone": (
+        lambda basic, here: (manifest(here).parent / "optimizer.json").unlink(),
+        "cooldown-* checkpoint",
+        "optimizer.json is missing",
+    ),
+    "a file too many in a checkpoint": (
+        lambda basic, here: (manifest(here).parent / "notes.txt").write_text("?"),
+        "cooldown-* checkpoint",
+        "notes.txt is a file that manifest.json does not name",
+    ),
+    "a line removed from a checkpoint's manifest": (
+        lambda basic, here: without_line(manifest(here), 7),
+        "cooldown-* checkpoint",
+        "manifest.json",
+    ),
+    "a position edited in a sealed manifest": (
+        lambda basic, here: reseal(manifest(here), lambda fields: fields["progress"].update(step=3)),
+        "cooldown-* checkpoint",
+        "does not come by",
+    ),
+    "an order chain edited in a sealed manifest": (
+        lambda basic, here: reseal(manifest(basic, 0), lambda fields: fields.update(order_chain="0" * 64)),
+        "basic-* order",
+        "the order chain is 000000000000",
+    ),
+    "a line removed from corpora.json": (
+        lambda basic, here: without_line(here.corpora, 5),
+        "cooldown-* identity",
+        "corpora.json",
+    ),
+    "sizes of shards edited in a sealed corpora.json": (
+        lambda basic, here: reseal(
+            here.corpora, lambda fields: fields["skypile"].update(shard_samples=[fields["skypile"]["samples"] - 1])
+        ),
+        "cooldown-* corpora",
+        "shard_samples is",
+    ),
+    "an edited identity": (
+        lambda basic, here: edit(here.identity, lambda fields: fields["meaning"].update(seed=5)),
+        "lineage",
+        "identity.json is damaged",
+    ),
+    "an identity that is gone": (lambda basic, here: here.identity.unlink(), "lineage", "identity.json"),
+    "a setting edited in config.yaml": (
+        lambda basic, here: here.config.write_text(here.config.read_text().replace("seed: 3407", "seed: 3408")),
+        "cooldown-* identity",
+        "seed is 3408",
+    ),
+    "a config.yaml that cannot be read": (
+        lambda basic, here: here.config.write_text("seed: ["),
+        "cooldown-* identity",
+        "config.yaml cannot be read",
+    ),
+    "a number edited in plan.json": (
+        lambda basic, here: reseal(here.plan, lambda fields: fields.update(steps=5)),
+        "cooldown-* plan",
+        "steps is 5",
+    ),
+    "a field removed from plan.json": (
+        lambda basic, here: edit(here.plan, lambda fields: fields["corpora"]["skypile"].pop("samples")),
+        "cooldown-* plan",
+        "plan.json is damaged",
+    ),
+    "a line removed from metrics.jsonl": (
+        lambda basic, here: without_line(basic.metrics, 6),
+        "basic-* metrics",
+        "step 7 is missing; after step 6 comes step 8",
+    ),
+    "the last line removed from metrics.jsonl": (
+        lambda basic, here: without_line(here.metrics, -1),
+        "cooldown-* metrics",
+        "step 4 is missing",
+    ),
+    "a step twice in metrics.jsonl": (
+        lambda basic, here: here.metrics.write_text(2 * here.metrics.read_text()),
+        "cooldown-* metrics",
+        "after step 4 comes step 1",
+    ),
+    "a line removed from samples.jsonl": (
+        lambda basic, here: without_line(basic.samples, 6),
+        "basic-* samples",
+        "step 7 is missing",
+    ),
+    "two samples exchanged in samples.jsonl": (
+        lambda basic, here: basic.samples.write_text(_exchanged(basic.samples.read_text())),
+        "basic-* samples",
+        "step 1 was not trained on the samples",
+    ),
+    "DONE of another end": (
+        lambda basic, here: edit(here.done, lambda fields: fields.update(step=3)),
+        "cooldown-* end",
+        "another end",
+    ),
+    "DONE with other losses": (
+        lambda basic, here: edit(here.done, lambda fields: fields["validation"].update(skypile=1.0)),
+        "cooldown-* end",
+        "different validation losses",
+    ),
+    "DONE that is gone": (lambda basic, here: here.done.unlink(), "cooldown-* plan", "status is done"),
+    "a final checkpoint that is gone": (
+        lambda basic, here: shutil.rmtree(manifest(here).parent),
+        "cooldown-* end",
+        "the state at the end, is missing",
+    ),
+    "a parent that is gone": (
+        lambda basic, here: shutil.rmtree(basic.path),
+        "lineage",
+        "which is not in",
+    ),
+}  # fmt: skip
+
+
+def _exchanged(text: str) -> str:
+    first, rest = text.split("\n", 1)
+    step = json.loads(first)
+    step["samples"][:2] = step["samples"][1::-1]
+    return json.dumps(step) + "\n" + rest
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_and_named(runs, fault):
+    damage, name, detail = FAULTS[fault]
+    damage(of(runs, "basic"), here := of(runs, "cooldown"))
+    wrong = [check for check in look_at(here) if not check.ok]
+    stage, _, what = name.partition("-* ")
+    found = [check for check in wrong if check.name.startswith(stage) and what in check.name]
+    assert found, wrong
+    assert detail in found[0].detail
+
+
+@pytest.mark.parametrize("fault", ["a flipped byte in a checkpoint", "a line removed from metrics.jsonl"])
+def test_a_fault_ends_in_exit_code_3_and_the_first_difference_in_one_message(runs, verify, fault):
+    FAULTS[fault][0](of(runs, "basic"), here := of(runs, "cooldown"))
+    code, document, err = verify(here)
+    wrong = [check for check in document["checks"] if not check["ok"]]
+    assert (code, document["ok"]) == (3, False)
+    assert f"{wrong[0]['name']}: {wrong[0]['detail']}" in err
+    assert "Traceback" not in err
+
+
+def look_at(folder: RunFolder) -> list[Check]:
+    """All checks of a run, without the command around them."""
+    examination = Examination()
+    records = read_records(folder, examination)
+    return examination.checks + (examine(records, silent) if examination.checks[-1].ok else [])
+
+
+@pytest.mark.slow
+def test_every_line_of_every_manifest_counts(runs):
+    here = of(runs, "basic")
+    for path in (manifest(here, 0), here.corpora, here.identity, here.plan):
+        whole = path.read_text()
+        for number in range(len(whole.splitlines())):
+            without_line(path, number)
+            assert not all(check.ok for check in look_at(here)), f"line {number} of {path.name}"
+            path.write_text(whole)
+    assert all(check.ok for check in look_at(here))
+
+
+# ---------------------------------------------------------------- another parent
+
+
+@pytest.fixture(scope="session")
+def other(settings, shell, tmp_path_factory):
+    """A basic run of the same sizes that means something else."""
+    runs = tmp_path_factory.mktemp("other") / "runs"
+    result = shell("train", *settings, *TRAINED, f"paths.runs={runs}", "stage=basic", "seed=1")
+    assert result.code == 0, result.err
+    return runs
+
+
+def test_a_parents_directory_with_another_run_in_it_is_found(runs, other, verify):
+    parent = of(runs, "basic").path
+    shutil.rmtree(parent)
+    shutil.copytree(of(other, "basic").path, parent)
+    code, document, _ = verify(of(runs, "continual"))
+    assert code == 3
+    assert "identity.json is damaged" in document["checks"][-1]["detail"]
+
+
+def test_a_parents_checkpoint_of_another_run_is_found(runs, other, verify):
+    parent, stranger = of(runs, "basic"), of(other, "basic")
+    shutil.copytree(manifest(stranger).parent, manifest(parent).parent, dirs_exist_ok=True)
+    code, _, err = verify(of(runs, "continual"))
+    assert code == 3
+    assert "belongs to another run" in err
+
+
+def test_a_parents_checkpoint_of_another_run_under_its_name_is_found_by_its_order(runs, other, verify):
+    parent, stranger = of(runs, "basic"), of(other, "basic")
+    shutil.copytree(manifest(stranger).parent, manifest(parent).parent, dirs_exist_ok=True)
+    owner = digest(json.loads(parent.identity.read_text())["meaning"])
+    reseal(manifest(parent), lambda fields: fields.update(digest=owner))
+    code, document, err = verify(of(runs, "continual"))
+    assert code == 3
+    assert "the order chain is" in err
+    continual = next(
+        check for check in document["checks"] if check["name"].startswith("continual") and "order" in check["name"]
+    )
+    assert "proves nothing" in continual["detail"]
+
+
+def test_a_child_that_names_another_parent_is_found(runs, other, verify):
+    here = of(runs, "continual")
+    shutil.copytree(of(other, "basic").path, runs / "demo" / of(other, "basic").path.name)
+    stranger = digest(json.loads(of(other, "basic").identity.read_text())["meaning"])
+
+    def change(fields):
+        fields["meaning"]["parent"] = stranger
+        fields["digest"] = digest(fields["meaning"])
+
+    edit(here.identity, change)
+    moved = here.path.with_name(f"continual-{json.loads(here.identity.read_text())['digest'][:12]}")
+    here.path.rename(moved)
+    code, document, _ = verify(RunFolder(moved))
+    assert code == 3
+    assert any("belongs to another run" in check["detail"] for check in document["checks"])
+
+
+# ---------------------------------------------------------------- the chain in life
+
+
+BASIC = ["stage=basic", "stage.tokens=40K", "schedule.horizon_tokens=40K", "trace=true", "tracking=none"]
+KEEP = ["checkpoint.keep=100"]
+
+
+def chains(runs: Path) -> dict[int, str]:
+    folder = of(runs, "basic")
+    return {
+        tokens: json.loads((folder.checkpoint(tokens) / "manifest.json").read_text())["order_chain"]
+        for tokens in folder.checkpoint_tokens()
+    }
+
+
+@pytest.mark.slow
+def test_the_chain_is_the_same_on_any_processes_and_with_any_interruption(settings, shell, tmp_path):
+    worlds = {
+        "one": ["cluster.processes=1"],
+        "two": ["cluster.processes=2", "cluster.workers=1"],
+        "four": ["cluster.processes=4", "cluster.micro_batch=2"],
+    }
+    for name, placement in worlds.items():
+        result = shell("train", *settings, f"paths.runs={tmp_path / name}", *BASIC, *KEEP, *placement)
+        assert result.code == 0, result.err
+    overrides = [*settings, f"paths.runs={tmp_path / 'broken'}", *BASIC, *KEEP]
+    _start_and_end(overrides, tmp_path / "broken", 9, signal.SIGKILL)
+    _start_and_end([*overrides, *worlds["two"]], tmp_path / "broken", 22, signal.SIGTERM)
+    assert shell("train", *overrides, *worlds["four"]).code == 0
+    expected = chains(tmp_path / "one")
+    assert len(expected) == 7
+    assert chains(tmp_path / "two") == chains(tmp_path / "four") == expected
+    assert chains(tmp_path / "broken").items() >= expected.items()  # and one where it was stopped
+    result = shell("verify", *settings, f"paths.runs={tmp_path / 'broken'}", *BASIC, "format=json")
+    assert result.code == 0, result.out
+
+
+def _start_and_end(overrides: list[str], runs: Path, steps: int, number: signal.Signals) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinyllama.train", *overrides], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+    )
+    while process.poll() is None:
+        found = list(runs.glob("demo/*/metrics.jsonl"))
+        if found and found[0].read_text().count("\n") >= steps:
+            process.send_signal(number)
+            break
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode in (75, -number), "it ended before it was told to"
+
+
+def test_a_run_that_was_stopped_is_proven_as_far_as_it_came(runs, verify):
+    here = of(runs, "cooldown")
+    here.done.unlink()
+    reseal(here.plan, lambda fields: fields.update(status="partial"))
+    shutil.rmtree(manifest(here).parent)
+    with here.metrics.open("a") as file:
+        file.write('{"step":5,"tok')
+    code, document, _ = verify(here)
+    assert (code, document["ok"]) == (0, True), document
+    assert document["checks"][-2]["detail"] == "not done: step 3 of 4"
+
+
+def test_a_run_is_proven_when_its_data_is_gone_and_not_when_its_data_has_changed(runs, verify, tmp_path):
+    here = of(runs, "continual")
+    recorded = Path(json.loads(here.corpora.read_text())["skypile"]["folder"])
+    copy = Path(shutil.copytree(recorded, tmp_path / "skypile"))
+    for stage in ("continual",):
+        reseal(of(runs, stage).corpora, lambda fields: fields["skypile"].update(folder=str(copy)))
+    assert verify(here)[0] == 0
+    edit(copy / "manifest.json", lambda fields: fields.update(documents=5))
+    code, _, err = verify(here)
+    assert code == 3
+    assert f"{copy / 'manifest.json'} is not what the run was trained on" in err
+    shutil.rmtree(copy)
+    code, document, _ = verify(here)
+    assert code == 0
+    assert any("gone, so their record is relied on: skypile" in check["detail"] for check in document["checks"])
+
+
+# ---------------------------------------------------------------- contains
+
+
+def test_it_tells_when_a_sample_was_seen_exactly_as_the_trace_has_it(healthy, verify):
+    traced: dict[tuple[str, int], list[tuple]] = {}
+    for stage in STAGES:
+        for line in of(healthy, stage).samples.read_text().splitlines():
+            step = json.loads(line)
+            for corpus, draw, sample in step["samples"]:
+                traced.setdefault((corpus, sample), []).append((stage, draw, step["step"], step["tokens"]))
+    often = max(traced, key=lambda key: len(traced[key]))
+    late = next(key for key, seen in traced.items() if key[0] == "skypile" and seen[0][0] == "cooldown")
+    for corpus, sample in (often, late):
+        code, document, _ = verify(of(healthy, "cooldown"), f"contains={corpus}:{sample}")
+        answer = document["contains"]
+        assert (code, answer["corpus"], answer["sample"]) == (0, corpus, sample)
+        seen = [(each["stage"], each["draw"], each["step"], each["tokens"]) for each in answer["seen"]]
+        assert seen == traced[corpus, sample]
+        assert answer["times"] == len(seen) > 0
+    assert len(traced[often]) > 2
+    code, document, _ = verify(of(healthy, "continual"), f"contains=skypile:{late[1]}")
+    assert document["contains"] == {
+        "corpus": "skypile",
+        "sample": late[1],
+        "times": 0,
+        "seen": [],
+        "known_from_tokens": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "question, answer",
+    [
+        ("skypile:100000", "has samples 0 to "),
+        ("skypil:3", "did you mean skypile?"),
+        ("starcoder:3", "valid: skypile, slimpajama"),
+        ("skypile", "is not CORPUS:SAMPLE"),
+        ("skypile:-1", "is not CORPUS:SAMPLE"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_answered_with_what_would(healthy, run, question, answer):
+    result = run("verify", f"run={of(healthy, 'cooldown').path}", f"contains={question}")
+    assert result.code == 2
+    assert answer in result.err
+
+
+def test_a_run_that_has_not_been_trained_is_named_with_those_that_have(healthy, settings, run):
+    result = run("verify", *settings, *TRAINED, f"paths.runs={healthy}", "stage=cooldown", "seed=9")
+    assert result.code == 2
+    assert f"run={of(healthy, 'cooldown').path}" in result.err
+
+
+@pytest.mark.slow
+def test_what_mlflow_tells_otherwise_is_found(settings, shell, verify, tmp_path):
+    runs = tmp_path / "runs"
+    result = shell("train", *settings, f"paths.runs={runs}", "stage=basic")
+    assert result.code == 0, result.err
+    here = of(runs, "basic")
+    code, document, _ = verify(here)
+    assert (code, document["checks"][-1]["detail"]) == (0, "mlflow tells the same"), document
+    client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    experiment = client.get_experiment_by_name("demo")
+    (there,) = client.search_runs([experiment.experiment_id])
+    client.set_tag(there.info.run_id, "stage", "cooldown")
+    code, _, err = verify(here)
+    assert code == 3
+    assert "mlflow has another record of the run: tag stage: basic here, cooldown there" in err
+
+
+# ---------------------------------------------------------------- what was not trained here from the root
+
+
+@pytest.mark.slow
+def test_an_adopted_run_is_proven_from_there_on_and_says_so(healthy, settings, shell, verify, tmp_path):
+    source = manifest(of(healthy, "basic"), 0).parent
+    changed = [f"paths.runs={tmp_path / 'runs'}", "stage=basic", "seed=5", f"adopt={source}"]
+    result = shell("train", *settings, *TRAINED, *changed)
+    assert result.code == 0, result.err
+    here = of(tmp_path / "runs", "basic")
+    code, document, _ = verify(here)
+    assert (code, document["ok"]) == (0, True), document
+    details = {check["name"].partition(": ")[2]: check["detail"] for check in document["checks"]}
+    assert (
+        f"up to step 6 the run was adopted from {of(healthy, 'basic').path.name[-12:]} ({source})" in details["order"]
+    )
+    assert details["metrics"] == "steps 7 to 16, each once"
+    early = json.loads(here.samples.read_text().splitlines()[0])["samples"][0]
+    code, document, _ = verify(here, f"contains={early[0]}:{early[2]}")
+    assert document["contains"]["known_from_tokens"] == 6 * 1024
+    assert [each["step"] for each in document["contains"]["seen"]][0] == 7
+    reseal(manifest(here), lambda fields: fields["adopted"].update(order_chain="0" * 64))
+    assert verify(here)[0] == 3
+
+
+def test_a_run_from_a_hugging_face_folder_names_its_weights(runs, verify):
+    """What identity.json says of a root that does not begin with random weights; the folder may be gone."""
+    here = of(runs, "basic")
+    folder = "stage.parent=hf:/gone"
+    text = here.config.read_text()
+    stage = text.index("\nstage:\n")
+    here.config.write_text(text[:stage] + text[stage:].replace("  parent: null", f"  parent: {folder[13:]}", 1))
+    weights = "a" * 64
+
+    def change(fields):
+        fields["meaning"]["parent"] = f"hf:{weights}"
+        fields["digest"] = digest(fields["meaning"])
+
+    edit(here.identity, change)
+    owner = json.loads(here.identity.read_text())["digest"]
+    reseal(here.plan, lambda fields: fields.update(digest=owner, origin=f"hf:{weights}"))
+    for tokens in here.checkpoint_tokens():
+        reseal(here.checkpoint(tokens) / "manifest.json", lambda fields: fields.update(digest=owner))
+    moved = here.path.rename(here.path.with_name(f"basic-{owner[:12]}"))
+    code, document, _ = verify(RunFolder(moved))
+    assert (code, document["ok"]) == (0, True), document
+    assert "from Hugging Face weights aaaaaaaaaaaa" in document["checks"][0]["detail"]
