@@ -19,14 +19,14 @@ demo: $(READY) ## train the whole family at small scale, three stages of three v
 	$(BIN)/python -m tinyllama.train -m +scale=demo +variant=standard,math_code,chinese stage=basic,continual,cooldown
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(READY) ## what to run before each commit: format, lint, types, layers, quick tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo > $(READY).layers || { cat $(READY).layers; exit 1; }
-	$(BIN)/python -m pytest -q -m "not slow" --ignore=tests/end_to_end
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" --ignore=tests/end_to_end
 
 # pip finds the build of torch that fits the machine; uv is many times faster with the rest, and keeps that build.
 $(READY): setup.cfg pyproject.toml constraints.txt

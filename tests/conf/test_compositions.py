@@ -32,7 +32,7 @@ def empty(tmp_path):
 
     def plan_of(path):
         check_path(path)
-        config = replace(path[-1], paths=replace(path[-1].paths, data=str(tmp_path)))
+        path = (*path[:-1], replace(path[-1], paths=replace(path[-1].paths, data=str(tmp_path))))
         return make_plan(path, take_inventory(path))
 
     return plan_of

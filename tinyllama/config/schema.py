@@ -64,7 +64,7 @@ class CorpusConfig:
     """No rows whose (dotted) field has one of these values."""
     tokens: Tokens
     """Published size; what plans reckon with until the corpus is prepared."""
-    max_epochs: Optional[float] = None
+    max_epochs: Optional[float] = "${lints.max_epochs}"  # type: ignore[assignment]
     """How often a path from root to leaf may read it; null: without limit."""
     validation_fraction: float = "${validation.fraction}"  # type: ignore[assignment]  # OmegaConf resolves it
     """Share of the documents that is held out, chosen by a hash of the document."""
@@ -224,6 +224,8 @@ class ValidationConfig:
 class LintsConfig:
     ignore: List[str] = field(default_factory=list)
     """Names of lints (planning/lints.py) that are not to speak."""
+    max_epochs: Optional[float] = None
+    """Of a corpus, unless the corpus says otherwise."""
 
 
 class Format(Enum):

@@ -130,7 +130,7 @@ def _extend(parent: RunPlan | None, config: RunConfig, inventory: Inventory) -> 
         start_weights = parent.weights_at(position) if parent else _fractions(config.root_mix)
     used = [name for name in inventory.corpora if end_weights.get(name) or start_weights.get(name)]
     ancestry = parent.digest if parent else f"hf:{origin.digest}" if origin else None
-    what = meaning(config, end_weights, inventory, ancestry)
+    what = meaning(config, end_weights, inventory, ancestry, start_weights if origin and stage.ramp_tokens else None)
     return RunPlan(
         family=config.family,
         stage=stage.name,
