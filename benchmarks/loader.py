@@ -75,7 +75,7 @@ def reading() -> dict[str, float]:
 def write(folder: Path, count: int) -> np.memmap:
     """`count` samples of random tokens as MDS shards, and the same in one flat file."""
     tokens = np.random.default_rng(0).integers(0, 32_000, (count, SEQ_LEN + 1), dtype=np.uint16)
-    with MDSWriter(out=str(folder), columns={"tokens": "ndarray:uint16"}) as writer:
+    with MDSWriter(out=str(folder), columns={"tokens": "ndarray:uint16"}, hashes=["sha256"]) as writer:
         for sample in tokens:
             writer.write({"tokens": sample})
     tokens.tofile(folder / "flat.bin")

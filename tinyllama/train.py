@@ -1,6 +1,14 @@
 """Train a stage of a variant: `python -m tinyllama.train +variant=chinese stage=continual`; with -m a family."""
+# ruff: noqa: E402
+
+from tinyllama import signals
+from tinyllama.world import World
+
+if __name__ == "__main__":  # before the imports, which take a while
+    signals.leave_at_once(quietly=not World.from_environment().is_main)
 
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,7 +24,6 @@ from tinyllama.planning.plan import RunPlan, make_plan
 from tinyllama.planning.tree import Job, grow
 from tinyllama.training.adoption import adopt
 from tinyllama.training.gate import require_ready
-from tinyllama.world import World
 
 
 @partial(command, sweeps=True)
@@ -41,11 +48,17 @@ def main(config: RunConfig, overrides: list[str]) -> None:
 def start(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool = False) -> None:
     """Train a stage on this machine, in ranks that are given or started here; `plain` lines where others print too."""
     _log_plainly()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # not a word of each socket that a dead rank leaves behind
     from tinyllama.engine.startup import run_ranks
     from tinyllama.training.run import run_stage
 
-    if code := run_ranks(run_stage, (config, plan, variants, plain), processes_per_node(config.cluster)):
-        sys.exit(code)
+    cluster, faults = config.cluster, RunFolder.of(config.paths.runs, plan).faults
+    try:
+        run_ranks(
+            run_stage, (config, plan, variants, plain), processes_per_node(cluster), cluster.timeout_minutes, faults
+        )
+    finally:
+        signals.ignore()
 
 
 def _log_plainly() -> None:
@@ -53,4 +66,7 @@ def _log_plainly() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        signals.ignore()

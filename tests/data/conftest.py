@@ -20,7 +20,9 @@ SAMPLES = {"slim": 600, "star": 150, "sky": 70}
 
 def write_corpus(folder: Path, first_token: int, samples: int, dtype: str = "uint16", **settings) -> None:
     """Sample k begins with the tokens (first_token, k)."""
-    with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:{dtype}"}, size_limit=1 << 10, **settings) as writer:
+    with MDSWriter(
+        out=str(folder), columns={"tokens": f"ndarray:{dtype}"}, size_limit=1 << 10, hashes=["sha256"], **settings
+    ) as writer:
         for sample in range(samples):
             tokens = np.arange(SEQ_LEN + 1) + 7
             tokens[:2] = first_token, sample

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllama.data.loader import NO_SAMPLE, rank_positions, train_loader, validation_loader
-from tinyllama.data.mds import MDSWriter
+from tinyllama.data.shards import ShardWriter
 from tinyllama.errors import ConfigError, DamageError
 from tinyllama.planning.mixture import Mixture
 from tinyllama.planning.order import SampleOrder
@@ -130,9 +130,8 @@ def test_shards_that_are_not_those_of_the_plan_are_refused(packed):
 
 
 def test_a_large_vocabulary_comes_through(tmp_path):
-    with MDSWriter(out=str(tmp_path / "big"), columns={"tokens": "ndarray:uint32"}) as writer:
-        for _ in range(4):
-            writer.write({"tokens": np.full(9, 151_000, np.uint32)})
+    with ShardWriter(tmp_path / "big", np.dtype("uint32"), shard_bytes=1 << 16) as writer:
+        writer.write(np.full((4, 9), 151_000, np.uint32))
     order = order_of({"big": tmp_path / "big"}, Mixture(["big"], [(0, {"big": 1})]))
     (batch,) = train_loader(order, {"big": tmp_path / "big"}, micro_batch=4, world=World(), start=0, stop=4, run_id="b")
     assert batch.tokens.dtype == torch.int64

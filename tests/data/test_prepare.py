@@ -1,9 +1,13 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllama.data import parts
+from tinyllama.data import prepare as prepare_module
 from tinyllama.data.manifest import corpus_folder, read_manifest
 from tinyllama.data.mds import LocalDataset
 from tinyllama.data.parts import held_out
 from tinyllama.data.prepare import prepare_corpus
 from tinyllama.data.tokenizer import EOS, Tokenizer
-from tinyllama.errors import ConfigError, DamageError
+from tinyllama.errors import ConfigError, DamageError, TinyllamaError
 
 SEQ_LEN = 32
 
@@ -238,3 +243,121 @@ def test_a_damaged_manifest_says_so(tmp_path, content):
 
 def test_no_manifest_is_no_error(tmp_path):
     assert read_manifest(tmp_path / "none") is None
+
+
+# ---------------------------------------------------------------- faults
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_a_manifest(whole, _):
+    (whole / "manifest.json").write_text("{")
+    die()
+
+
+def die_at(stage):
+    """Have this process killed in the middle of a preparation."""
+    make, rename = parts._make_part, Path.rename
+    match stage:
+        case "the third part":
+            parts._make_part = lambda *job: die() if job[2].name == "part-0002" else make(*job)
+        case "the result of a part":
+            parts.sync_tree = die
+        case "joining":
+            prepare_module.fingerprint = die
+        case "the manifest":
+            prepare_module.write_manifest = half_a_manifest
+        case "swapping":
+            Path.rename = lambda path, target: die() if path.name == "whole" else rename(path, target)
+        case "clearing away":
+            prepare_module.sync = lambda path: die() if (path / "tales").exists() else None
+
+
+STAGES = ["the third part", "the result of a part", "joining", "the manifest", "swapping", "clearing away"]
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_preparation_that_was_killed_anywhere_goes_on_to_the_same_corpus(
+    three_parts, tmp_path, prepare, folder, stage, known
+):
+    whole = prepare(data=tmp_path / "whole")
+    if known:  # then it was to be replaced
+        prepare(validation_fraction=0.2)
+
+    def start() -> None:
+        die_at(stage)
+        prepare()
+
+    victim = get_context("fork").Process(target=start)
+    victim.start()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    assert prepare() == whole
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".tales.lock", "tales"]
+    expected = tmp_path / "whole" / folder.relative_to(tmp_path / "data")
+    for split in ("train", "validation"):
+        assert np.array_equal(samples(folder, split), samples(expected, split))
+
+
+def test_all_is_on_the_disk_before_the_corpus_gets_its_name(three_parts, tmp_path, prepare, folder, monkeypatch):
+    synced, swapped = set(), []
+    fsync, rename = os.fsync, Path.rename
+
+    def noting(handle):
+        fsync(handle)
+        status = os.fstat(handle)
+        synced.add((status.st_ino, status.st_mtime_ns))
+
+    def checking(path, target):
+        if target in (folder, path.with_name("part.json")):  # names that stand for a whole
+            root = path if path.is_dir() else path.parent
+            found = {each: each.stat() for each in (root, *root.rglob("*"))}
+            names = [each for each, status in found.items() if (status.st_ino, status.st_mtime_ns) not in synced]
+            swapped.append((target.name, [each for each in names if path.is_dir() or each != root]))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(Path, "rename", checking)
+    prepare()
+    assert swapped == [*[("part.json", [])] * 3, ("tales", [])]
+    assert (folder.parent.stat().st_ino) in {inode for inode, _ in synced}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting takes root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_fills_up_is_named_and_once_there_is_room_the_preparation_goes_on(
+    three_parts, tmp_path, prepare, small_disk, processes
+):
+    whole = prepare(data=tmp_path / "whole")
+    with pytest.raises(
+        DamageError, match=rf"paths.data={small_disk} has no room left for corpora.tales .*free space there"
+    ):
+        prepare(data=small_disk, processes=processes)
+    assert list(small_disk.rglob("part.json"))
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    assert prepare(data=small_disk) == whole
+
+
+def test_a_process_that_is_killed_in_the_middle_is_told_of_in_one_sentence(three_parts, prepare, monkeypatch):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    fork = get_context("fork")  # inherits what is replaced here
+    monkeypatch.setattr(fork, "set_forkserver_preload", lambda _: None)
+    monkeypatch.setattr(parts.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(parts, "read_documents", killed)
+    with pytest.raises(TinyllamaError, match="a process that prepared corpora.tales was killed.*goes on"):
+        prepare(processes=2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,9 +148,15 @@ def half(small, tmp_path):
     """A run that was killed after two checkpoints."""
     process = start([*small, *LONGER])
     wait_for_steps(process, tmp_path / "runs", 15)
+    folder = only_run(tmp_path / "runs")
+    while len(list(folder.glob("checkpoints/0*"))) < 2:  # the second may still be on its way to the disk
+        assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.communicate()
-    return only_run(tmp_path / "runs")
+    for leftover in folder.glob("checkpoints/.*"):
+        shutil.rmtree(leftover)
+    return folder
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_the_run_refuses(half, small, shell):

@@ -1,5 +1,6 @@
 """Real processes: their places, their ends, the signals they get."""
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 from tests.engine.conftest import Trainer, cluster
-from tinyllama.engine import startup
+from tinyllama.engine import heartbeat, startup, supervisor
 from tinyllama.engine.startup import run_ranks
-from tinyllama.errors import ConfigError, Stopped
+from tinyllama.errors import ConfigError, Stopped, TinyllamaError
 from tinyllama.world import World
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,8 @@ def rank() -> int:
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(startup, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "SETTLE_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -79,11 +81,6 @@ def test_under_srun_the_place_comes_from_slurm(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_exit_code_of_main_is_returned(processes: int) -> None:
-    assert run_ranks(lambda: 75, (), processes) == 75
-
-
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("error", [ConfigError("model.seq_len=0 is too short"), Stopped("stopped after 10 steps")])
 def test_an_error_for_people_is_raised_once_with_its_type_and_message(
     processes: int, error: Exception, capfd: pytest.CaptureFixture[str]
@@ -98,8 +95,9 @@ def test_an_error_for_people_is_raised_once_with_its_type_and_message(
 
 def test_after_a_stop_no_rank_is_hurried(tmp_path: Path) -> None:
     def main() -> None:
+        heartbeat.finished(5)
         if rank() == 0:
-            time.sleep(0.5)
+            time.sleep(2 * supervisor.GRACE_SECONDS)
             (tmp_path / "checkpoint").touch()
         raise Stopped("in good order")
 
@@ -108,58 +106,152 @@ def test_after_a_stop_no_rank_is_hurried(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint").exists()
 
 
-def test_of_a_fault_the_first_traceback_alone_is_shown_and_the_others_are_ended(
-    capfd: pytest.CaptureFixture[str],
+def test_of_a_fault_one_traceback_and_one_message_are_told_and_the_file_holds_the_others(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def main() -> None:
         startup.initialize(cluster(threads=1))
+        heartbeat.finished(7)
         torch.distributed.barrier()
         if rank() == 1:
-            raise ValueError("the real cause")
+            with heartbeat.doing("in training"):
+                raise ValueError("the real cause")
         torch.distributed.barrier()
 
-    assert run_ranks(main, (), 3) == 1
-    shown = capfd.readouterr().err
-    assert shown.startswith("rank 1 failed:")
-    assert "ValueError: the real cause" in shown
-    assert shown.count("Traceback") == 1
+    with pytest.raises(TinyllamaError) as caught:
+        run_ranks(main, (), 3, faults=tmp_path / "faults.txt")
+    assert str(caught.value) == (
+        "rank 1 failed in training, after step 7: ValueError: the real cause and the others were ended; "
+        f"the same command goes on from the last checkpoint; stack traces: {tmp_path}/faults.txt"
+    )
+    assert caught.value.exit_code == 1
+    shown, kept = capfd.readouterr().err, (tmp_path / "faults.txt").read_text()
+    assert shown.count("Traceback") == 1 and "ValueError: the real cause" in shown
+    assert kept.count("Traceback") == 3
+    assert kept.splitlines()[0].endswith("rank 1 in training, after step 7")
 
 
-def test_a_killed_rank_is_named_and_the_others_are_ended(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_that_tidies_up_for_long_after_its_error_is_still_the_first_cause_and_holds_up_nobody() -> None:
     def main() -> None:
         startup.initialize(cluster(threads=1))
         torch.distributed.barrier()
         if rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                with heartbeat.doing("in training"):
+                    raise ValueError("the real cause")
+            finally:
+                startup.finalize()  # the other loses its peer and fails,
+                time.sleep(60)  # long before this one is ready to end
         torch.distributed.barrier()
 
-    assert run_ranks(main, (), 2) == 128 + signal.SIGKILL
-    assert capfd.readouterr().err.startswith("rank 1 was killed by SIGKILL")
+    with pytest.raises(TinyllamaError, match="rank 1 failed in training: ValueError: the real cause"):
+        run_ranks(main, (), 2)
 
 
-def test_a_frozen_rank_ends_the_run_within_the_time_out(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+def test_a_killed_rank_is_named_with_its_signal_and_its_step_and_the_others_are_ended(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def main() -> None:
+        startup.initialize(cluster(threads=1))
+        with heartbeat.doing("in training"):
+            heartbeat.finished(3)
+            torch.distributed.barrier()
+            (tmp_path / str(os.getpid())).touch()
+            if rank() == 1:
+                faulthandler.disable()  # pytest's
+                os.kill(os.getpid(), number)
+            torch.distributed.barrier()
+
+    with pytest.raises(TinyllamaError, match=f"^rank 1 was killed by {number.name}.* in training, after step 3") as end:
+        run_ranks(main, (), 2)
+    assert end.value.exit_code == 128 + number
+    assert "Traceback" not in capfd.readouterr().err
+    assert not any(running(path.name) for path in tmp_path.iterdir())
+
+
+def test_a_rank_that_heeds_nothing_is_killed_when_another_has_died(tmp_path: Path) -> None:
+    def main() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (tmp_path / str(os.getpid())).touch()
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+
+    with pytest.raises(TinyllamaError, match="rank 1 was killed by SIGKILL"):
+        run_ranks(main, (), 2)
+    assert not any(running(path.name) for path in tmp_path.iterdir())
+
+
+def test_a_frozen_rank_is_named_once_the_others_have_waited_for_the_time_out(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def main() -> None:
         trainer = Trainer(cluster(timeout_minutes=2 / 60))
         trainer.step(0)
-        if rank() == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        trainer.step(1)
+        (tmp_path / str(os.getpid())).touch()
+        with heartbeat.doing("in training"):
+            heartbeat.finished(1)
+            if rank() == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            trainer.step(1)
 
-    assert run_ranks(main, (), 2) == 1
-    shown = capfd.readouterr().err
-    assert shown.startswith("rank 0 failed:")
-    assert "imed out" in shown
+    with pytest.raises(TinyllamaError) as caught:
+        run_ranks(main, (), 2, timeout_minutes=2 / 60)
+    message = str(caught.value)
+    assert message.startswith("rank 1 was awaited for cluster.timeout_minutes=0.0333333 in vain")
+    assert "it hangs in training, after step 1 " in message
+    assert message.endswith("the same command goes on from the last checkpoint")
+    assert "Traceback" not in capfd.readouterr().err
+    assert not any(running(path.name) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_rank_that_is_frozen_while_it_starts_is_named_too(frozen: int) -> None:
+    def main() -> None:
+        if rank() == frozen:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        startup.initialize(cluster(timeout_minutes=2 / 60))
+
+    with pytest.raises(TinyllamaError, match=f"^rank {frozen} was awaited .* while starting.* starts again"):
+        run_ranks(main, (), 2, timeout_minutes=2 / 60)
+
+
+def test_a_rank_that_others_started_says_itself_that_it_has_waited_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(supervisor.free_port())}
+    for name, value in (places | address).items():
+        monkeypatch.setenv(name, value)
+
+    def main() -> None:
+        startup.initialize(cluster(timeout_minutes=1 / 60))
+
+    with pytest.raises(TinyllamaError, match="rank 0 has waited for cluster.timeout_minutes=0.0166667 while meeting"):
+        run_ranks(main, (), 1, timeout_minutes=1 / 60)
+
+
+def test_before_training_a_signal_ends_all_ranks_at_once_even_one_that_waits_for_another() -> None:
+    def main() -> None:
+        if rank() == 1:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(600)
+        startup.initialize(cluster(timeout_minutes=10.0))
+
+    with pytest.raises(Stopped, match="nothing|anything to save"):
+        run_ranks(main, (), 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -> None:
-    def main() -> int:
+    def main() -> None:
         caught: list[int] = []
+        heartbeat.finished(0)
         signal.signal(number, lambda received, frame: caught.append(received))
         (tmp_path / f"ready-{rank()}").touch()
         while not caught:
             time.sleep(0.01)
-        return Stopped.exit_code
+        raise Stopped("in good order")
 
     def send_when_ready() -> None:
         while len(list(tmp_path.iterdir())) < 2:
@@ -169,7 +261,8 @@ def test_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -> Non
     handler = signal.getsignal(number)
     sender = threading.Thread(target=send_when_ready)
     sender.start()
-    assert run_ranks(main, (), 2) == Stopped.exit_code
+    with pytest.raises(Stopped):
+        run_ranks(main, (), 2)
     sender.join()
     assert signal.getsignal(number) == handler
 

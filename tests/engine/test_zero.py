@@ -126,25 +126,54 @@ def test_a_resumed_run_repeats_the_unbroken_one_bit_for_bit(
     assert files(tmp_path / "end") == files(tmp_path / "end-again")
 
 
-def test_a_checkpoint_is_the_same_on_every_world_and_stage(in_ranks: InRanks, tmp_path: Path) -> None:
-    def start() -> list[tuple[float, float]]:
+def test_a_checkpoint_of_any_world_and_stage_is_loaded_by_any_other(in_ranks: InRanks, tmp_path: Path) -> None:
+    """Each loads what the one before it has trained: no bit is lost, and the curve is that of one layout alone."""
+    stages = [cluster(zero_stage=stage) for stage in (1, 2, 3)]
+    layouts = [(processes, layout) for processes in (2, 1, 4) for layout in stages]
+    layouts.append((4, cluster(zero_stage=3, shard_within_node=True)))
+    layouts += [(2, stages[0]), (4, stages[2]), (1, stages[1])]
+
+    def go_on(layout: ClusterConfig, turn: int) -> list[tuple[float, float]]:
+        trainer = Trainer(layout, seed=turn)
+        if turn:
+            trainer.engine.load(tmp_path / f"end-{turn - 1}")
+            trainer.saved(tmp_path / f"copy-{turn - 1}")
+        curve = trainer.train(turn, turn + 1)
+        trainer.saved(tmp_path / f"end-{turn}")
+        return curve
+
+    curve = [in_ranks(processes, go_on, layout, turn)[0][0] for turn, (processes, layout) in enumerate(layouts)]
+    assert flat(curve) == near(flat(in_ranks(2, train, cluster(), len(layouts))[0]))
+    for turn in range(len(layouts) - 1):
+        assert files(tmp_path / f"copy-{turn}") == files(tmp_path / f"end-{turn}"), layouts[turn + 1]
+
+
+def test_stage_3_cuts_the_large_parameters_of_this_model_and_not_the_small_ones(in_ranks: InRanks) -> None:
+    """So that the tests above go through both ways of keeping one."""
+
+    def kept() -> dict[str, bool]:
+        trainer = Trainer(cluster(zero_stage=3))
+        trainer.train(0, 1)
+        return {name: parameter.numel() > 0 for name, parameter in trainer.model.named_parameters()}
+
+    whole = in_ranks(2, kept)[0]
+    assert not whole["head.weight"] and whole["norm.weight"]
+    assert {True, False} == {kept for name, kept in whole.items() if name.startswith("blocks.1.")}
+
+
+def test_training_that_goes_on_does_not_reach_a_snapshot(in_ranks: InRanks, tmp_path: Path) -> None:
+    def run() -> None:
         trainer = Trainer(cluster())
-        trainer.train(0, 3)
-        trainer.saved(tmp_path / "original")
-        return trainer.train(3, 5)
+        trainer.train(0, 2)
+        at_once = trainer.saved(tmp_path / "at-once")
+        snapshot = trainer.engine.snapshot()
+        trainer.train(2, 3)
+        (tmp_path / "later").mkdir(exist_ok=True)
+        snapshot.write(tmp_path / "later")
+        assert trainer.saved(tmp_path / "after") and at_once.is_dir()
 
-    def go_on(layout: ClusterConfig, copy: Path) -> list[tuple[float, float]]:
-        trainer = Trainer(layout, seed=9)
-        trainer.engine.load(tmp_path / "original")
-        trainer.saved(copy)
-        return trainer.train(3, 5)
-
-    curve = in_ranks(2, start)[0]
-    others = [(1, 2), (4, 1), (1, 3), (4, 3)]
-    for processes, stage in others:
-        copy = tmp_path / f"{processes}-{stage}"
-        assert flat(in_ranks(processes, go_on, cluster(zero_stage=stage), copy)[0]) == near(flat(curve))
-        assert files(copy) == files(tmp_path / "original")
+    in_ranks(2, run)
+    assert files(tmp_path / "later") == files(tmp_path / "at-once") != files(tmp_path / "after")
 
 
 def test_a_checkpoint_is_read_by_the_safetensors_library(in_ranks: InRanks, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_memory_and_time_are_those_of_the_cluster(document):
     assert time["hours"] == pytest.approx(time["gpu_hours"] / 64)
     assert time["cost"] == pytest.approx(2 * time["gpu_hours"])
     assert made["checkpoint_bytes"] == 12 * 1_100_048_384
+    assert made["checkpoints_bytes"] == 3 * made["checkpoint_bytes"]  # the last two and the end
 
 
 def test_a_measured_throughput_is_named_as_such(document):

@@ -30,7 +30,7 @@ MEANING = {
 }  # fmt: skip
 PLACEMENT = {
     schema.ClusterConfig, schema.PathsConfig, schema.TrackingConfig, schema.CheckpointConfig, schema.ValidationConfig,
-    schema.LintsConfig,
+    schema.LintsConfig, schema.WatchConfig, schema.DrillConfig,
 }  # fmt: skip
 RUN_MEANING = {"seed"}
 """Fields of RunConfig that belong to no class and count."""

@@ -1,7 +1,11 @@
 """Files of a line per step go on after an interruption without a repeated or missing step."""
 
 import json
+from pathlib import Path
 
+import pytest
+
+from tinyllama.errors import DamageError
 from tinyllama.training.journal import open_journal, write_line
 
 
@@ -32,3 +36,11 @@ def test_every_line_is_on_disk_before_the_next_step(tmp_path):
     with open_journal(path, 0) as file:
         write_line(file, {"step": 1})
         assert steps(path) == [1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_disk_that_does_not_take_a_line_ends_the_run_with_what_to_do():
+    file = Path("/dev/full").open("a")  # noqa: SIM115  # closed when the line fails
+    with pytest.raises(DamageError, match="full could not be written: No space left on device in /dev, where .* free"):
+        write_line(file, {"step": 1})
+    file.close()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tinyllama.planning.plan import RunPlan
 
+_WRITING, _REMOVING = ".writing", ".removing"
+
 
 class Status(Enum):
     absent = "absent"
@@ -52,9 +54,19 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """Steps that changed no weight: why, and their samples."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def log(self) -> Path:
         """What the run printed, when a launcher started it."""
         return self.path / "log.txt"
+
+    @property
+    def faults(self) -> Path:
+        """Stack traces of ranks that failed."""
+        return self.path / "faults.txt"
 
     @property
     def lock(self) -> Path:
@@ -78,6 +90,24 @@ class RunFolder:
     def checkpoint(self, tokens: int) -> Path:
         """The checkpoint at a position of life."""
         return self.checkpoints / f"{tokens:015d}"
+
+    @property
+    def latest(self) -> Path:
+        """Names the last checkpoint that was written, so that it is missed when it is gone."""
+        return self.path / "LATEST"
+
+    def writing(self, tokens: int, attempt: int = 0) -> Path:
+        """Where a checkpoint is written before it gets its name."""
+        return self.checkpoints / f".{tokens:015d}.{attempt}{_WRITING}"
+
+    def removing(self, checkpoint: Path) -> Path:
+        """What a checkpoint is called while it is removed."""
+        return checkpoint.with_name(f".{checkpoint.name}{_REMOVING}")
+
+    def leftovers(self) -> list[Path]:
+        """What such work left behind when it was cut short; nothing that is whole."""
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return [entry for entry in found if entry.suffix in (_WRITING, _REMOVING)]
 
     def checkpoint_tokens(self) -> list[int]:
         """Positions of the whole checkpoints, ascending. Half-written ones have other names."""

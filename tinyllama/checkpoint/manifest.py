@@ -1,11 +1,13 @@
 """A checkpoint as its manifest describes it, and whether its files are what the manifest says. Reads without torch."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllama.checkpoint.files import describe, read_sealed, write_sealed
+from tinyllama.checkpoint.files import READERS, describe, read_sealed, write_sealed
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.errors import DamageError
 from tinyllama.planning.progress import Progress
@@ -30,14 +32,17 @@ class Checkpoint:
     """Size and digest of each."""
     adopted: Mapping[str, Any] | None = None
     """Where the run's first checkpoint came from, if it was not trained here: path, digest, progress, order_chain."""
+    watch: Mapping[str, Any] | None = None
+    """State of the numerical watch; older ones have none."""
 
 
 def write_manifest(checkpoint: Checkpoint) -> None:
     """Into the checkpoint's folder, last of all files: what lacks it is not a checkpoint."""
     fields = asdict(checkpoint)
     path = fields.pop("path")
-    if checkpoint.adopted is None:
-        del fields["adopted"]
+    for name in ("adopted", "watch"):
+        if fields[name] is None:
+            del fields[name]
     write_sealed(path / MANIFEST, fields)
 
 
@@ -65,8 +70,7 @@ def read_checkpoint(folder: RunFolder, tokens: int, digest: str) -> Checkpoint:
     """
     checkpoint = read_manifest(folder.checkpoint(tokens))
     require_run(checkpoint, digest)
-    for name in checkpoint.files:
-        require_file(checkpoint, name)
+    require_files(checkpoint)
     return checkpoint
 
 
@@ -78,10 +82,21 @@ def require_run(checkpoint: Checkpoint, digest: str) -> None:
         )
 
 
+def require_files(checkpoint: Checkpoint) -> None:
+    """Raises DamageError if any file is not what the manifest vouches for. Several are read at a time."""
+    with ThreadPoolExecutor(max_workers=READERS) as readers:
+        for _ in readers.map(partial(require_file, checkpoint), checkpoint.files):
+            pass
+
+
 def require_file(checkpoint: Checkpoint, name: str) -> None:
     """Raises DamageError if a file is not what the manifest vouches for."""
     path = checkpoint.path / name
     if not path.is_file():
         raise DamageError(f"{path} is missing; the checkpoint cannot be used")
-    if describe(path) != checkpoint.files[name]:
+    try:
+        found = describe(path)
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read ({error}); the checkpoint cannot be used") from error
+    if found != checkpoint.files[name]:
         raise DamageError(f"{path} is damaged: its content is not what {MANIFEST} vouches for")

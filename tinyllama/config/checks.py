@@ -176,6 +176,9 @@ def _check_intervals(config: RunConfig) -> None:
             "checkpoint.keep": config.checkpoint.keep,
             "validation.every_tokens": config.validation.every_tokens,
             "validation.samples": config.validation.samples,
+            "watch.deviations": config.watch.deviations,
+            "watch.window_steps": config.watch.window_steps,
+            "watch.patience_steps": config.watch.patience_steps,
             "log_every_steps": config.log_every_steps,
             "cluster.timeout_minutes": config.cluster.timeout_minutes,
         }

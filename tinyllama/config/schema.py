@@ -211,6 +211,46 @@ class CheckpointConfig:
     """Positions in tokens of life whose checkpoints are never removed."""
 
 
+class WatchMode(Enum):
+    """What becomes of a step whose loss or gradient is far outside of what is usual."""
+
+    off = "off"
+    warn = "warn"
+    skip = "skip"
+
+
+@dataclass(kw_only=True)
+class WatchConfig:
+    """The numerical watch. What is not finite is skipped in every mode."""
+
+    mode: WatchMode = WatchMode.skip
+    deviations: float = 8.0
+    """How many standard deviations from the running mean are unusual."""
+    window_steps: int = 128
+    """Steps that the running statistics remember; nothing is judged before there were as many."""
+    patience_steps: int = 20
+    """So many skipped steps in a row go back to the last checkpoint, once, and end the run the second time."""
+    rollback: bool = True
+    """False: they end the run at once."""
+    skip_window: bool = False
+    """After going back, pass over the samples between the checkpoint and the last skipped step."""
+
+
+@dataclass(kw_only=True)
+class DrillConfig:
+    """The resume drill."""
+
+    steps: int = 16
+    """Optimizer steps of the drilled run."""
+    kills: int = 5
+    seed: int = 0
+    """Of the points at which the run is killed."""
+    worlds: List[int] = field(default_factory=list)
+    """Numbers of ranks to resume with, in turn; empty: those that the machine and the batch allow."""
+    keep: bool = False
+    """Keep the folder in which it was drilled."""
+
+
 @dataclass(kw_only=True)
 class ValidationConfig:
     fraction: float
@@ -257,6 +297,8 @@ class RunConfig:
     paths: PathsConfig
     tracking: TrackingConfig
     checkpoint: CheckpointConfig
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    drill: DrillConfig = field(default_factory=DrillConfig)
     validation: ValidationConfig
     log_every_steps: int = 1
     trace: bool = False

@@ -1,5 +1,6 @@
 """Micro-batches of token ids in the exact order of the plan, for training and for validation."""
 
+import os
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from tinyllama import signals
+from tinyllama.data.integrity import Unsound, examine, read_sample, shard_path
 from tinyllama.data.mds import LocalDataset
-from tinyllama.data.streaming import ShardStore
-from tinyllama.errors import ConfigError, DamageError
+from tinyllama.data.shards import INDEX
+from tinyllama.data.streaming import PATIENCE_SECONDS, ShardStore
+from tinyllama.errors import ConfigError, DamageError, TinyllamaError
 from tinyllama.planning.order import SampleOrder, Samples
 from tinyllama.world import World
 
@@ -54,6 +58,7 @@ def train_loader(
     workers: int = 0,
     remotes: Mapping[str, str] | None = None,
     cache_limit: int | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> Generator[MicroBatch, None, None]:
     """This rank's micro-batches of positions [start, stop) of a stage; all ranks must call it at the same point.
 
@@ -63,9 +68,11 @@ def train_loader(
             world.size * micro_batch positions that begins at start + u * world.size * micro_batch.
         run_id: distinguishes runs that share a node.
         workers: processes that read; 0 reads in this one.
+        patience_seconds: how long a remote that fails is asked again.
 
     Raises:
-        DamageError: the shards on disk are not those that the order was planned for.
+        DamageError: the shards on disk are not those that the order was planned for; or, when it is due, a shard that
+            is missing or damaged.
     """
     pass_samples = world.size * micro_batch
     assert (stop - start) % pass_samples == 0, f"[{start}, {stop}) is no whole number of passes of {pass_samples}"
@@ -75,6 +82,7 @@ def train_loader(
         run_id=run_id,
         remotes=remotes,
         cache_limit=cache_limit,
+        patience_seconds=patience_seconds,
     )
     for name, sizes in store.shard_samples.items():
         if not np.array_equal(sizes, order.shard_samples[name]):
@@ -97,15 +105,16 @@ def validation_loader(
 
     Raises:
         ConfigError: the samples have another length than seq_len + 1.
+        DamageError: a shard is missing or damaged.
     """
-    if not (folder / "index.json").exists():  # no document was held out
+    if not (folder / INDEX).exists():  # no document was held out
         return
-    split = LocalDataset(str(folder))
+    split = _HeldOut(folder)
     count = min(samples, len(split))
     passes = -(-count // (world.size * micro_batch))
     for ids in np.array_split(np.arange(count), passes * world.size)[world.rank :: world.size]:
         real = ids if ids.size else np.array([NO_SAMPLE])
-        rows = [split[max(0, int(index))]["tokens"] for index in real]
+        rows = [split.tokens(max(0, int(index))) for index in real]
         if len(rows[0]) != seq_len + 1:
             raise ConfigError(
                 f"model.seq_len={seq_len}, but {folder} was prepared with {len(rows[0]) - 1}; prepare it again"
@@ -124,14 +133,55 @@ def rank_positions(begins: NDArray[np.int64], *, world: World, micro_batch: int,
     return np.take_along_axis(positions, mine, axis=1)
 
 
-class _Reader(IterableDataset[_Rows]):
-    """Reads in the rank itself, or in its workers; they take micro-steps in turn, as DataLoader asks them in turn."""
+class _HeldOut:
+    """The samples of a folder of shards, each shard verified before its first sample is read."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        try:
+            self._split = LocalDataset(str(folder))
+        except Exception as error:
+            raise DamageError(f"{folder / INDEX} cannot be used ({error}); {self._remedy}") from error
+        self._marks: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def tokens(self, sample_id: int) -> NDArray[Any]:
+        number, place = self._split.spanner[sample_id]
+        shard = self._split.shards[number]
+        try:
+            if number not in self._marks:
+                self._marks[number] = examine(shard)
+            tokens = read_sample(shard, place, self._marks[number])
+            if tokens is None:
+                raise Unsound("was replaced while it was read")
+        except Unsound as error:
+            raise DamageError(f"{shard_path(shard)} {error}; {self._remedy}") from error
+        return tokens
+
+    @property
+    def _remedy(self) -> str:
+        return f"restore it from a copy, or delete {self._folder.parent} and prepare the corpus again"
+
+
+class _Reader(IterableDataset[_Rows | TinyllamaError]):
+    """Reads in the rank itself, or in its workers; they take micro-steps in turn, as DataLoader asks them in turn.
+
+    An error for people is the last that it gives: raised in a worker, it would come with the worker's stack trace.
+    """
 
     def __init__(self, order: SampleOrder, store: ShardStore, *, world: World, micro_batch: int, start: int, stop: int):
         self._order, self._store, self._world, self._micro_batch = order, store, world, micro_batch
         self._begins = range(start, stop, world.size * micro_batch)
 
-    def __iter__(self) -> Iterator[_Rows]:
+    def __iter__(self) -> Iterator[_Rows | TinyllamaError]:
+        try:
+            yield from self._rows()
+        except TinyllamaError as error:
+            yield error
+
+    def _rows(self) -> Iterator[_Rows]:
         worker = get_worker_info()
         begins = self._begins[worker.id :: worker.num_workers] if worker else self._begins
         for chunk in self._store.arrived(self._chunks(begins)):
@@ -150,18 +200,28 @@ class _Reader(IterableDataset[_Rows]):
 
 
 def _read(reader: _Reader, workers: int, store: ShardStore) -> Generator[MicroBatch, None, None]:
-    loader: DataLoader[_Rows] = DataLoader(
+    loader: DataLoader[_Rows | TinyllamaError] = DataLoader(
         reader,
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_serve,
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # else it would take a number from the generator of the run
     )
     try:
-        yield from (_micro_batch(*rows) for rows in loader)
+        for found in loader:
+            if isinstance(found, TinyllamaError):
+                raise found
+            yield _micro_batch(*found)
     finally:
         store.close()
+
+
+def _serve(worker: int) -> None:
+    """In a worker: to stop is for its rank to decide, but not to outlive it, holding the run's lock."""
+    signals.ignore()
+    signals.die_with(os.getppid())
 
 
 def _unchanged(rows: Any) -> Any:

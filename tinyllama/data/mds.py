@@ -29,14 +29,23 @@ import streaming.base.dataset as dataset_module  # noqa: E402
 import streaming.base.format.mds.reader as reader_module  # noqa: E402
 from streaming.base import LocalDataset, MDSWriter, Stream, StreamingDataset  # noqa: E402
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN  # noqa: E402
+from streaming.base.dataset import _ShardState as ShardState  # noqa: E402
+from streaming.base.format import FileInfo, Reader  # noqa: E402
+from streaming.base.shared import SharedArray  # noqa: E402
+from streaming.base.storage.download import CloudDownloader  # noqa: E402
 from streaming.base.world import World as StreamingWorld  # noqa: E402
 
 __all__ = [
     "BARRIER_FILELOCK",
     "CACHE_FILELOCK",
     "SHM_TO_CLEAN",
+    "CloudDownloader",
+    "FileInfo",
     "LocalDataset",
     "MDSWriter",
+    "Reader",
+    "ShardState",
+    "SharedArray",
     "Stream",
     "StreamingDataset",
     "StreamingWorld",

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from tinyllama.config.schema import CorpusConfig, TokenizerConfig
+from tinyllama.data.disk import sync, sync_tree
 from tinyllama.data.manifest import TRAIN, VALIDATION, Source
 from tinyllama.data.packing import Packer, token_dtype
 from tinyllama.data.readers import Document, read_documents
 from tinyllama.data.shards import ShardWriter
 from tinyllama.data.tokenizer import Tokenizer
+from tinyllama.errors import TinyllamaError
 
 SPLITS = (TRAIN, VALIDATION)
 BATCH_CHARACTERS = 1 << 20
@@ -112,7 +115,13 @@ def _in_parallel(jobs: Sequence[tuple[Recipe, list[Path], Path]], processes: int
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "tinyllama.data.mds"])
     with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-        yield from pool.map(_make_part, *zip(*jobs, strict=True))
+        try:
+            yield from pool.map(_make_part, *zip(*jobs, strict=True))
+        except BrokenProcessPool as error:
+            raise TinyllamaError(
+                f"a process that prepared corpora.{jobs[0][0].corpus.name} was killed, perhaps for want of memory; the "
+                "same command goes on with the parts that are missing"
+            ) from error
 
 
 def _make_part(recipe: Recipe, paths: list[Path], folder: Path) -> Path:
@@ -135,8 +144,12 @@ def _make_part(recipe: Recipe, paths: list[Path], folder: Path) -> Path:
             tally.characters += sum(map(len, texts))
             tally.tokens += sum(map(len, encoded))
     tally.left_over = {split: packers[split].left_over.tolist() for split in SPLITS}
-    # Written last: a part that has it is whole.
-    (folder / RESULT).write_text(json.dumps(vars(tally)), encoding="utf-8")
+    # Written last: a part that has it is whole, on the disk too.
+    sync_tree(folder)
+    result = folder / f".{RESULT}"
+    result.write_text(json.dumps(vars(tally)), encoding="utf-8")
+    sync(result)
+    result.rename(folder / RESULT)
     return folder
 
 

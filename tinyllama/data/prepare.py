@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from tinyllama.config.schema import CorpusConfig, TokenizerConfig
+from tinyllama.data.disk import is_full, sync, sync_tree
 from tinyllama.data.manifest import (
+    MANIFEST,
     TRAIN,
     VALIDATION,
     Manifest,
@@ -35,8 +37,9 @@ from tinyllama.data.readers import find_files
 from tinyllama.data.reporter import Reporter, silent
 from tinyllama.data.shards import ShardWriter, merge_shards
 from tinyllama.data.tokenizer import Tokenizer
-from tinyllama.errors import ConfigError
+from tinyllama.errors import ConfigError, DamageError
 from tinyllama.planning.identity import digest
+from tinyllama.units import format_bytes
 
 # Small corpora get small shards, so that there are enough of them to shuffle among.
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 1 << 16, 1 << 23
@@ -57,25 +60,29 @@ def prepare_corpus(
 
     Raises:
         ConfigError: no raw files, damaged ones, too little text for a sample of each split, or an unusable tokenizer.
+        DamageError: the disk is full, or the manifest of what was prepared before is damaged.
     """
     paths = find_files(corpus)
     model = Tokenizer.load(tokenizer)
     folder = corpus_folder(data, tokenizer, seq_len, corpus.name)
-    with _alone(folder):
+    with _room_below(data, corpus), _alone(folder):
         previous = read_manifest(folder)
         sources = _read_sources(paths, previous, partial(progress, f"{corpus.name}: reading the raw files"))
         shard_bytes = sum(source.bytes for source in sources) // SHARDS_WANTED
         recipe = Recipe(corpus, tokenizer, seq_len, min(max(shard_bytes, MIN_SHARD_BYTES), MAX_SHARD_BYTES))
         inputs = _inputs(recipe, sources, model)
+        aside = folder.with_name(f".{corpus.name}-{inputs[:DIGEST_LENGTH]}")
         if previous is not None and previous.inputs == inputs:
+            shutil.rmtree(aside, ignore_errors=True)  # clearing it away was interrupted
             progress(f"{corpus.name}: already prepared", 1, 1)
             return previous
-        aside = folder.with_name(f".{corpus.name}-{inputs[:DIGEST_LENGTH]}")
         whole = aside / "whole"
-        if whole.exists():  # joining, which moves shards out of their parts, was interrupted
-            shutil.rmtree(aside)
-        parts = make_parts(recipe, sources, aside, partial(progress, f"{corpus.name}: tokenising"), processes)
-        manifest = _join_parts(recipe, sources, parts, whole, inputs, model)
+        manifest = _finished(whole)
+        if manifest is None:
+            if whole.exists():  # joining, which moves shards out of their parts, was interrupted
+                shutil.rmtree(aside)
+            parts = make_parts(recipe, sources, aside, partial(progress, f"{corpus.name}: tokenising"), processes)
+            manifest = _join_parts(recipe, sources, parts, whole, inputs, model)
         _put_in_place(whole, folder)
     return manifest
 
@@ -163,8 +170,19 @@ def _join_parts(
         sources=tuple(sources),
     )
     _require_samples(recipe, manifest)
+    sync_tree(whole)
     write_manifest(whole, manifest)
+    sync(whole / MANIFEST)
+    sync(whole)
     return manifest
+
+
+def _finished(whole: Path) -> Manifest | None:
+    """The manifest of a corpus that only has to be put in place, if it came that far."""
+    try:
+        return read_manifest(whole)
+    except DamageError:  # writing it was interrupted
+        return None
 
 
 def _pack_left_over(runs: Iterable[list[int]], recipe: Recipe, folder: Path) -> int:
@@ -200,8 +218,24 @@ def _put_in_place(whole: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     whole.rename(folder)
+    sync(folder.parent)
     for leftover in folder.parent.glob(f".{folder.name}-" + DIGEST_LENGTH * "[0-9a-f]"):
         shutil.rmtree(leftover)
+
+
+@contextmanager
+def _room_below(data: str | Path, corpus: CorpusConfig) -> Iterator[None]:
+    """Says so when the room runs out."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        free = format_bytes(shutil.disk_usage(data).free)
+        raise DamageError(
+            f"paths.data={data} has no room left for corpora.{corpus.name} ({error.strerror}, {free} free); free space "
+            "there, or choose another disk: the same command goes on with the parts that are missing"
+        ) from error
 
 
 @contextmanager

@@ -32,7 +32,10 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._writer.finish()
+        if error is None:
+            self._writer.finish()
+        else:  # writing what is left would only fail again, or pass for a whole
+            self._writer.cancel_future_jobs()
 
     def write(self, samples: NDArray[np.integer]) -> None:
         """Append samples [n, seq_len + 1]."""

@@ -15,6 +15,7 @@ from tinyllama.data.mds import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
 
 _FIRST = 10**6
 """Numbers below are left to streaming's own counting."""
+_MARKS = "marks"
 
 
 def prefix(run_id: str, folders: Iterable[Path], node: int) -> int:
@@ -24,9 +25,14 @@ def prefix(run_id: str, folders: Iterable[Path], node: int) -> int:
     return _FIRST + int.from_bytes(digest[:4], "big")
 
 
+def marks(number: int) -> str:
+    """The name of the marks of verified shards (integrity.py)."""
+    return _name(number, _MARKS)
+
+
 def remove(number: int) -> None:
     """Unlink the shared memory and the lock files of that prefix. Who has them open keeps them."""
-    for part in SHM_TO_CLEAN:
+    for part in (*SHM_TO_CLEAN, _MARKS):
         try:
             block = SharedMemory(_name(number, part))
         except FileNotFoundError:

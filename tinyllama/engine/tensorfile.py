@@ -29,18 +29,15 @@ class Piece(NamedTuple):
     values: Tensor
 
 
-def create(path: Path, shapes: Shapes) -> None:
-    """A file of zeros; one rank does this before any calls `write`."""
-    header, starts, size = _layout(shapes)
-    with path.open("wb") as file:
-        file.write(header)
-        file.truncate(size)
-
-
 def write(path: Path, shapes: Shapes, pieces: Iterable[Piece]) -> None:
-    """Put the pieces in their places of a file that `create` made, and force them to the disk."""
-    _, starts, _ = _layout(shapes)
-    with path.open("r+b") as file:
+    """Put the pieces in their places and force them to the disk; the file is made by whoever comes first.
+
+    What nobody writes is zero.
+    """
+    header, starts, end = _layout(shapes)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        file.write(header)  # the same from every rank, as is the size
+        file.truncate(end)
         for piece in pieces:
             file.seek(starts[piece.name] + piece.offset * _ITEM_BYTES)
             file.write(piece.values.detach().float().cpu().contiguous().numpy().data)
@@ -54,18 +51,23 @@ def read(path: Path, shapes: Shapes) -> dict[str, Tensor]:
     Raises:
         DamageError: the file is missing, or is not one of tensors of these names and shapes.
     """
-    header, starts, size = _layout(shapes)
+    header, starts, end = _layout(shapes)
     if not path.is_file():
         raise DamageError(f"{path} is missing")
     with path.open("rb") as file:
         same = file.read(len(header)) == header
-    if not same or path.stat().st_size != size:
+    if not same or path.stat().st_size != end:
         raise DamageError(f"{path} does not hold the weights of this model: names, shapes or size differ")
-    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    content = torch.from_file(str(path), shared=False, size=end, dtype=torch.uint8)
     return {
         name: content[start : start + math.prod(shapes[name]) * _ITEM_BYTES].view(torch.float32)
         for name, start in starts.items()
     }
+
+
+def size(shapes: Shapes) -> int:
+    """Of the whole file, in bytes."""
+    return _layout(shapes)[2]
 
 
 def _layout(shapes: Shapes) -> tuple[bytes, dict[str, int], int]:

@@ -1,10 +1,12 @@
-"""DeepSpeed ZeRO stages 1 to 3 behind four verbs: step, losses, save, load. The only module that imports deepspeed."""
+"""DeepSpeed ZeRO stages 1 to 3 as step, losses, snapshot and load. The only module that imports deepspeed."""
 
 import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 from tinyllama.config.schema import ClusterConfig, OptimizerConfig, Precision
 from tinyllama.engine import tensorfile
 from tinyllama.engine.deepspeed_config import deepspeed_config
+from tinyllama.engine.snapshot import KINDS, MOMENTS, OPTIMIZER, Snapshot, file_of
 from tinyllama.engine.tensorfile import Piece
 from tinyllama.errors import DamageError
 from tinyllama.model.llama import Llama
@@ -39,6 +42,7 @@ def _import_deepspeed() -> Any:
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.bf16_optimizer
+        import deepspeed.runtime.fp16.loss_scaler
         from deepspeed.runtime import compiler
 
         compiled, compiler.compile = compiler.compile, lambda *args, **kwargs: lambda function: function
@@ -50,13 +54,15 @@ def _import_deepspeed() -> Any:
         if mlflow is not absent:
             sys.modules["mlflow"] = mlflow
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.runtime.fp16.loss_scaler.log_dist = lambda *args, **kwargs: None  # calls every skipped gradient infinite
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None  # prints, and collects garbage
     return deepspeed
 
 
 deepspeed = _import_deepspeed()
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+Judge = Callable[[Tensor, float], bool]
+"""(this rank's losses of a step, the gradient norm over all ranks) -> whether the step may change the weights."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class StepResult:
     grad_norm: float
     """Global, before clipping; infinite when it was not finite."""
     applied: bool
-    """False when the gradient was not finite: no rank changed any weight or moment."""
+    """False when the gradient was not finite, or the judge said no: no rank changed any weight or moment."""
 
 
 class Fragment(NamedTuple):
@@ -85,6 +91,30 @@ class Fragment(NamedTuple):
     def of(self, flat: Tensor) -> Tensor:
         """This fragment of `master`, or of a moment that is laid out like it."""
         return flat.detach()[self.start : self.start + self.length]
+
+
+class _Trial:
+    """Of one step: asks the judge as soon as DeepSpeed has the gradient norm, and keeps what came out."""
+
+    def __init__(self, losses: list[Tensor], judge: Judge | None):
+        self._losses, self._judge = losses, judge
+        self._grad_norm: float | None = None
+        self._allowed = False
+
+    def is_invalid(self, norm: Tensor | float) -> bool:
+        """Whether the step must be skipped; stages 1 and 2 ask once more while they clip."""
+        if self._grad_norm is None:
+            found = float(norm)  # waits for the device, as DeepSpeed's own check does
+            self._grad_norm = found if math.isfinite(found) and found >= 0 else math.inf  # -1 stands for not finite
+            judged = self._judge is None or self._judge(torch.cat(self._losses), self._grad_norm)
+            self._allowed = judged and math.isfinite(self._grad_norm)
+        return not self._allowed
+
+    def result(self, applied: bool) -> StepResult:
+        if self._grad_norm is None:  # seen before the norm was reckoned
+            self.is_invalid(math.inf)
+        assert self._grad_norm is not None and applied is self._allowed, "DeepSpeed did not ask before it stepped"
+        return StepResult(torch.cat(self._losses), self._grad_norm, applied)
 
 
 class ZeroEngine:
@@ -106,6 +136,8 @@ class ZeroEngine:
         bf16 = computes_in_bf16(cluster, self.device)
         config = deepspeed_config(optimizer, cluster, accumulation, world, bf16)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._host: dict[tuple[str, str], Tensor] = {}
+        """What the last snapshot was copied into, by kind and parameter."""
         initial = {name: parameter.detach().flatten() for name, parameter in model.named_parameters()}
         _share_process_group(timedelta(minutes=cluster.timeout_minutes))
         adam = torch.optim.AdamW(
@@ -122,39 +154,54 @@ class ZeroEngine:
         if bf16:  # DeepSpeed makes its masters from weights that it has already rounded
             self._fill_masters(initial)
 
-    def step(self, micro_batches: Sequence[Tensor], learning_rate: float) -> StepResult:
-        """One optimizer step over exactly `accumulation` micro-batches, each int64 [micro_batch, seq_len + 1]."""
+    def step(self, micro_batches: Sequence[Tensor], learning_rate: float, judge: Judge | None = None) -> StepResult:
+        """One optimizer step over exactly `accumulation` micro-batches, each int64 [micro_batch, seq_len + 1].
+
+        `judge` is asked once, on all ranks at the same point, before any weight changes; it must answer alike on all.
+        After a no, weights, moments and the optimizer's count of steps are as if the batch had not been seen. A
+        gradient that is not finite is never applied, whatever the judge says.
+        """
         assert len(micro_batches) == self.accumulation, f"{len(micro_batches)} micro-batches, not {self.accumulation}"
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
-        losses = []
-        for tokens in micro_batches:
-            of_sequences = self._engine(tokens.to(self.device, non_blocking=True))
-            self._engine.backward(of_sequences.mean())
-            self._engine.step()
-            losses.append(of_sequences.detach())
-        grad_norm = float(self._engine.get_global_grad_norm())
-        return StepResult(torch.cat(losses), grad_norm, self._engine.was_step_applied())
+        losses: list[Tensor] = []
+        trial = _Trial(losses, judge)
+        with self._tried_by(trial):
+            for tokens in micro_batches:
+                of_sequences = self._engine(tokens.to(self.device, non_blocking=True))
+                losses.append(of_sequences.detach())
+                self._engine.backward(of_sequences.mean())
+                self._engine.step()
+        return trial.result(self._engine.was_step_applied())
+
+    @contextmanager
+    def _tried_by(self, trial: "_Trial") -> Iterator[None]:
+        """DeepSpeed's optimizers ask a function of their module whether a gradient norm is fit to be applied."""
+        module: Any = sys.modules[type(self._zero).__module__]
+        stock = module.is_invalid_grad_norm
+        module.is_invalid_grad_norm = trial.is_invalid
+        try:
+            yield
+        finally:
+            module.is_invalid_grad_norm = stock
 
     @torch.no_grad()
     def losses(self, tokens: Tensor) -> Tensor:
         """Of each sequence, without training on it: int64 [batch, seq_len + 1] -> fp32 [batch]."""
         return self._engine.module(tokens.to(self.device, non_blocking=True))
 
-    def save(self, folder: Path) -> None:
-        """Write the whole state into an existing folder, in files that do not depend on world, stage or precision."""
-        paths = {kind: folder / f"{kind}.safetensors" for kind in ("weights", *_MOMENTS)}
-        if self.world.is_main:
-            for path in paths.values():
-                tensorfile.create(path, self._shapes)
-            (folder / "optimizer.json").write_text(json.dumps({"step": self._adam_steps()}))
-        torch.distributed.barrier()
-        for kind, path in paths.items():
-            tensorfile.write(path, self._shapes, self._pieces(kind))
-        torch.distributed.barrier()
+    def snapshot(self) -> Snapshot:
+        """This rank's part of the whole state, copied into host memory; training may go on at once.
+
+        The memory is that of the snapshot before, which must have been written.
+        """
+        pieces = {kind: [self._copied(kind, piece) for piece in self._pieces(kind)] for kind in KINDS}
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return Snapshot(self._shapes, pieces, self._adam_steps() if self.world.is_main else None)
 
     def load(self, folder: Path, optimizer: bool = True) -> None:
-        """Take over what `save` wrote on any world; without `optimizer`, the weights alone.
+        """Take over what snapshots of any world wrote; without `optimizer`, the weights alone.
 
         Learning rate, betas, weight decay and clipping remain those of the configuration.
 
@@ -162,9 +209,9 @@ class ZeroEngine:
             DamageError: files are missing or of another model.
         """
         if optimizer:
-            moments = {kind: tensorfile.read(folder / f"{kind}.safetensors", self._shapes) for kind in _MOMENTS}
-            self._fill_moments(moments, _read_steps(folder / "optimizer.json"))
-        self._fill_masters(tensorfile.read(folder / "weights.safetensors", self._shapes))
+            moments = {kind: tensorfile.read(file_of(folder, kind), self._shapes) for kind in MOMENTS}
+            self._fill_moments(moments, _read_steps(folder / OPTIMIZER))
+        self._fill_masters(tensorfile.read(file_of(folder, "weights"), self._shapes))
 
     def close(self) -> None:
         """Let go of the model: its hooks are removed."""
@@ -197,6 +244,14 @@ class ZeroEngine:
                 yield Piece(name, fragment.offset, fragment.of(fragment.master))
             elif kind in self._adam(fragment.master):
                 yield Piece(name, fragment.offset, fragment.of(self._adam(fragment.master)[kind]))
+
+    def _copied(self, kind: str, piece: Piece) -> Piece:
+        """The same in host memory, pinned where it comes from a GPU. The memory is kept for the next copy."""
+        host = self._host.get((kind, piece.name))
+        if host is None:
+            host = torch.empty(piece.values.shape, pin_memory=self.device.type == "cuda")
+            self._host[kind, piece.name] = host
+        return piece._replace(values=host.copy_(piece.values, non_blocking=True))
 
     def _fill_moments(self, moments: dict[str, dict[str, Tensor]], steps: int) -> None:
         for name, fragment in self._fragments():

@@ -71,7 +71,7 @@ def measurement_of(step: Mapping[str, Any]) -> Measurement:
     for name, value in step.items():
         if isinstance(value, Mapping):
             values |= {f"{name}/{member}": float(entry) for member, entry in value.items()}
-        elif value is not None and name not in ("step", "time"):
+        elif isinstance(value, int | float) and name not in ("step", "time"):
             values[name] = float(value)
     return Measurement(step["step"], milliseconds_of(step), values)
 

@@ -6,12 +6,9 @@ from typing import Any
 
 from tinyllama.config.schema import RunConfig
 from tinyllama.planning.cost import Throughput, assumed_throughput, expense
-from tinyllama.planning.flops import num_parameters
 from tinyllama.planning.memory import estimate_memory
 from tinyllama.planning.plan import RunPlan
-
-_BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: the weight and AdamW's two moments in fp32."""
+from tinyllama.planning.storage import checkpoint_bytes, checkpoints_bytes
 
 
 def plan_document(
@@ -46,7 +43,8 @@ def plan_document(
         "ramp_tokens": plan.ramp_tokens,
         "learning_rate": {"start": plan.schedule(plan.start_tokens), "end": plan.schedule(plan.end_tokens)},
         "corpora": _corpora(plan),
-        "checkpoint_bytes": _BYTES_PER_PARAMETER * num_parameters(config.model),
+        "checkpoint_bytes": checkpoint_bytes(config),
+        "checkpoints_bytes": checkpoints_bytes(plan, config),
         "memory": _memory(config),
         "time": _time(plan, config, rate or assumed_throughput(config)),
     }

@@ -58,7 +58,7 @@ def _examine_run(record: Record, child: Record | None, order: OrderProof, examin
         examination.check(f"{record.name}: {what}", look)
 
 
-_OF_THE_MOMENT = ("variants", "run_dir", "checkpoint_bytes", "memory.", "time.")
+_OF_THE_MOMENT = ("variants", "run_dir", "checkpoint_bytes", "checkpoints_bytes", "memory.", "time.")
 """What plan.json says beside the plan: who asked for the run, where it lay, what was expected of the machines."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.checkpoint.manifest import MANIFEST, Checkpoint, read_manifest
+from tinyllama.checkpoint.placing import adopt_checkpoint
 from tinyllama.config.schema import RunConfig
 from tinyllama.errors import ConfigError
 from tinyllama.planning.flops import num_parameters
@@ -36,8 +37,6 @@ def adopt(config: RunConfig, plan: RunPlan) -> None:
         )
     progress = _progress(plan, original.progress.tokens, config.adopt)
     _check_size(config, original)
-
-    from tinyllama.checkpoint.store import adopt_checkpoint  # brings torch
 
     with sole_trainer(folder):
         describe(config, plan, (config.variant,))

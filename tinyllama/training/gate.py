@@ -5,15 +5,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
+from tinyllama.checkpoint.files import free_bytes
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.schema import ClusterConfig, RunConfig
 from tinyllama.errors import ConfigError
 from tinyllama.planning.lints import lint, require_no_errors
 from tinyllama.planning.plan import RunPlan
+from tinyllama.planning.storage import checkpoint_bytes, checkpoints_bytes
 from tinyllama.planning.tree import Node
 from tinyllama.training.drift import require_no_drift
+from tinyllama.units import format_bytes
 from tinyllama.world import World, given_ranks
 
 
@@ -28,12 +32,13 @@ def require_ready(nodes: Sequence[Node]) -> None:
         DamageError: the record of a run of the family is damaged.
     """
     asked = [node for node in nodes if node.overrides is not None]
-    todo = [node for node in asked if RunFolder.of(node.config.paths.runs, node.plan).status is not Status.done]
+    todo = [node for node in asked if _folder(node).status is not Status.done]
     found = lint(nodes) if todo else ()
     require_no_errors(found)
     for node in todo:
         require_corpora(node.plan, node.overrides or ())
         require_one_machine(node.config.cluster)
+    require_disk(todo)
     if todo:
         require_no_drift(nodes)
     comes_first = {node.plan.digest for node in todo}
@@ -42,7 +47,7 @@ def require_ready(nodes: Sequence[Node]) -> None:
         if not comes and node.config.adopt is None:
             require_parent(node.config, node.plan, node.overrides or ())
     if World.from_environment().is_main:
-        for warning in (each for each in found if each.level == "warning"):
+        for warning in (*(each for each in found if each.level == "warning"), *disk_warnings(todo)):
             print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -99,6 +104,42 @@ def require_one_machine(cluster: ClusterConfig) -> None:
             f"cluster.nodes={cluster.nodes} (cluster={cluster.name}) cannot be started from one machine; run the same "
             f"command under torchrun or srun on every node, or choose cluster=local"
         )
+
+
+def require_disk(nodes: Sequence[Node]) -> None:
+    """The disk must hold two checkpoints of each run, or one more where a run has some: one is always whole.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for node in nodes:
+        runs, size = node.config.paths.runs, checkpoint_bytes(node.config)
+        needed = max(1, 2 - len(_folder(node).checkpoint_tokens()))
+        if (free := free_bytes(Path(runs))) < needed * size:
+            raise ConfigError(
+                f"paths.runs={runs} has {format_bytes(free)} free, and stage={node.plan.stage} needs "
+                f"{format_bytes(needed * size)} there for {needed} checkpoint{'s' * (needed > 1)}, so that one is "
+                f"always whole; free {format_bytes(needed * size - free)} or choose a larger disk"
+            )
+
+
+def disk_warnings(nodes: Sequence[Node]) -> Iterator[str]:
+    """Where all that the runs will keep does not fit beside what is there."""
+    for runs in dict.fromkeys(node.config.paths.runs for node in nodes):
+        here = [node for node in nodes if node.config.paths.runs == runs]
+        kept = sum(checkpoints_bytes(node.plan, node.config) for node in here)
+        present = sum(len(_folder(node).checkpoint_tokens()) * checkpoint_bytes(node.config) for node in here)
+        needed, free = kept - present + max(checkpoint_bytes(node.config) for node in here), free_bytes(Path(runs))
+        if needed > free:
+            yield (
+                f"paths.runs={runs} has {format_bytes(free)} free, and the checkpoints that {len(here)} "
+                f"run{'s' * (len(here) > 1)} will keep take {format_bytes(needed)} more; lower checkpoint.keep, "
+                f"declare fewer checkpoint.milestones, or free {format_bytes(needed - free)} in time"
+            )
+
+
+def _folder(node: Node) -> RunFolder:
+    return RunFolder.of(node.config.paths.runs, node.plan)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What a run writes down of each step: samples.jsonl, and metrics.jsonl, which trackers follow (lineage/tail.py)."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tinyllama.checkpoint.files import why_not_written
 from tinyllama.data.loader import MicroBatch, rank_positions
+from tinyllama.errors import DamageError
 from tinyllama.planning.order import SampleOrder
 from tinyllama.training.hooks import Hook
 from tinyllama.training.metrics import StepReport
@@ -38,27 +42,30 @@ class Trace(Hook):
         self._file = open_journal(path, last_step) if world.is_main else None
 
     def after_step(self, report: StepReport, batch: Sequence[MicroBatch]) -> None:
-        read = [torch.stack([micro.corpus, micro.draw, micro.sample_id], dim=-1) for micro in batch]
-        mine = torch.cat([self._positions(report, batch), torch.cat(read)], dim=1)
-        everyone: list[Any] = [None] * self._world.size
-        dist.all_gather_object(everyone, mine)
+        samples = samples_of(report, batch, self._order, self._world)
         if self._file is not None:
-            rows = torch.cat(everyone)
-            rows = rows[rows[:, 0].argsort()]
-            samples = [[self._order.names[corpus], draw, sample] for _, corpus, draw, sample in rows.tolist()]
             progress = report.progress
             write_line(self._file, {"step": progress.step, "tokens": progress.tokens, "samples": samples})
-
-    def _positions(self, report: StepReport, batch: Sequence[MicroBatch]) -> torch.Tensor:
-        """Where this rank's samples stand in the stage: [samples, 1]."""
-        micro_batch = len(batch[0].corpus)
-        begins = np.arange(report.before.samples, report.progress.samples, self._world.size * micro_batch)
-        positions = rank_positions(begins, world=self._world, micro_batch=micro_batch, lanes=self._order.lanes)
-        return torch.from_numpy(positions).reshape(-1, 1)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def samples_of(
+    report: StepReport, batch: Sequence[MicroBatch], order: SampleOrder, world: World
+) -> list[tuple[str, int, int]]:
+    """What the ranks' loaders delivered for a step, in batch order: corpus, draw and sample of each. Collective."""
+    micro_batch = len(batch[0].corpus)
+    begins = np.arange(report.before.samples, report.progress.samples, world.size * micro_batch)
+    positions = rank_positions(begins, world=world, micro_batch=micro_batch, lanes=order.lanes)
+    read = [torch.stack([micro.corpus, micro.draw, micro.sample_id], dim=-1) for micro in batch]
+    mine = torch.cat([torch.from_numpy(positions).reshape(-1, 1), torch.cat(read)], dim=1)
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, mine)
+    rows = torch.cat(everyone)
+    rows = rows[rows[:, 0].argsort()]
+    return [(order.names[corpus], draw, sample) for _, corpus, draw, sample in rows.tolist()]
 
 
 def metrics_of(report: StepReport) -> dict[str, Any]:
@@ -67,15 +74,22 @@ def metrics_of(report: StepReport) -> dict[str, Any]:
         "step": report.progress.step,
         "tokens": report.progress.tokens,
         "time": round(time.time(), 3),
-        "loss": report.loss,
+        "loss": finite(report.loss),
         "learning_rate": report.learning_rate,
-        "grad_norm": report.grad_norm if report.applied else None,
+        "grad_norm": finite(report.grad_norm),
         "tokens_per_second": round(report.tokens_per_second, 1),
         "mfu": report.mfu,
-        "corpus_losses": report.corpus_losses,
+        "corpus_losses": {name: loss for name, loss in report.corpus_losses.items() if math.isfinite(loss)},
         "corpus_samples": report.corpus_samples,
     }
+    if report.objection is not None:
+        metrics["unusual" if report.applied else "skipped"] = report.objection
     return metrics | ({"validation": report.validation} if report.validation else {})
+
+
+def finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
 
 
 def open_journal(path: Path, last_step: int) -> IO[str]:
@@ -93,6 +107,17 @@ def open_journal(path: Path, last_step: int) -> IO[str]:
 
 
 def write_line(file: IO[str], value: Mapping[str, Any]) -> None:
-    """Append one object; at once, so that a killed run has lost none before its last checkpoint."""
-    file.write(json.dumps(value, separators=(",", ":")) + "\n")
-    file.flush()
+    """Append one object; at once, so that a killed run has lost none before its last checkpoint.
+
+    Raises:
+        DamageError: the disk does not take it.
+    """
+    try:
+        file.write(json.dumps(value, separators=(",", ":")) + "\n")
+        file.flush()
+    except OSError as error:
+        with suppress(OSError):  # closing tries once more
+            file.close()
+        path = Path(file.name)
+        why = why_not_written(error, path.parent)
+        raise DamageError(f"{path.name} could not be written: {why}; then the same command goes on") from error

@@ -16,13 +16,14 @@ from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.checkpoint.layout import Status as RunStatus
 from tinyllama.checkpoint.manifest import Checkpoint
 from tinyllama.checkpoint.resume import find_start
+from tinyllama.checkpoint.rollback import give_up_later, newest_until
 from tinyllama.checkpoint.standing import recorded_variants
 from tinyllama.checkpoint.store import CheckpointStore
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.inventory import corpus_folders
 from tinyllama.data.loader import train_loader
 from tinyllama.data.manifest import TRAIN, VALIDATION, read_manifest
-from tinyllama.engine import startup
+from tinyllama.engine import heartbeat, startup
 from tinyllama.engine.zero import ZeroEngine
 from tinyllama.errors import Stopped
 from tinyllama.lineage.describe import record_of
@@ -39,12 +40,14 @@ from tinyllama.training.chain import OrderChain
 from tinyllama.training.description import describe, write_plan
 from tinyllama.training.display import build_display
 from tinyllama.training.gate import sole_trainer
-from tinyllama.training.hooks import Checkpointing, Hook, Watch
+from tinyllama.training.hooks import Checkpointing, Hook
 from tinyllama.training.journal import Journal, Trace
 from tinyllama.training.loop import grouped, train
 from tinyllama.training.metrics import Meter
+from tinyllama.training.pulse import Pulse
 from tinyllama.training.stopping import StopRequest
 from tinyllama.training.validation import Validation
+from tinyllama.training.watch import Setback, Watch, WatchState
 from tinyllama.units import format_seconds, format_tokens
 from tinyllama.world import World
 
@@ -66,13 +69,16 @@ def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str], plain: 
 
 def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool) -> None:
     stop = StopRequest()
-    stop.listen()
     world = startup.initialize(config.cluster)
     try:
-        checkpoint, progress = find_start(plan, config.paths.runs)
-        engine = _build_engine(config, plan, world, fresh=checkpoint is None)
+        with heartbeat.doing("while looking for a checkpoint"):
+            checkpoint, progress = find_start(plan, config.paths.runs, world)
+        with heartbeat.doing("while building the model"):
+            engine = _build_engine(config, plan, world, fresh=checkpoint is None)
         if checkpoint is not None:
-            engine.load(checkpoint.path)
+            with heartbeat.doing("while loading a checkpoint"):
+                engine.load(checkpoint.path)
+        stop.listen()
         _Stage(config, plan, variants, world, engine, checkpoint, plain).train(progress, stop)
     finally:
         startup.finalize()
@@ -98,14 +104,38 @@ class _Stage:
                 self._announce(progress)
             tracker.start(self._record(progress))
             tracker.artifacts([self.folder.identity, self.folder.plan, self.folder.config])
-            status = self._train(progress, stop)
+            with heartbeat.doing("in training"):
+                status = self._train(progress, stop)
         finally:
             tracker.finish(status)
         if status == "KILLED":
             raise Stopped(f"stage {self.plan.stage} stopped after a checkpoint; the same command goes on from there")
 
     def _train(self, progress: Progress, stop: StopRequest) -> Status:
-        config, plan, started = self.config, self.plan, time.monotonic()
+        started = time.monotonic()
+        own = self.checkpoint if self.checkpoint and self.checkpoint.digest == self.plan.digest else None
+        state = WatchState.read(own.watch if own else None, progress.step)
+        while True:
+            try:
+                progress = self._advance(progress, state, stop)
+                break
+            except Setback as setback:
+                progress, state = self._go_back(setback, state)
+        if progress.step < self.plan.steps:
+            return "KILLED"
+        if self.world.is_main:
+            write_plan(self.config, self.plan, self.variants, RunStatus.done)
+            write_durably(self.folder.done, json.dumps(asdict(progress) | self._last_validation()) + "\n")
+            self._say(f"done in {format_seconds(time.monotonic() - started)}: {self.folder.path}")
+        return "FINISHED"
+
+    def _advance(self, progress: Progress, state: WatchState, stop: StopRequest) -> Progress:
+        """Train on, until the end or a stop; returns how far it came.
+
+        Raises:
+            Setback: one step after another is skipped.
+        """
+        config, plan = self.config, self.plan
         micro_batches = train_loader(
             plan.order,
             {name: path / TRAIN for name, path in corpus_folders(config, plan.corpora).items()},
@@ -122,23 +152,46 @@ class _Stage:
             plan.seq_len,
             flops_per_token(config.model),
             peak * 1e12 * self.world.size if peak else None,
+            self.engine.device,
         )
+        watch = Watch(config.watch, state, self.folder.skipped, progress.step, plan.order, self.world)
+        store = self._store()
         with ExitStack() as stack:
-            hooks = self._hooks(progress)
+            hooks = self._hooks(progress, watch, store)
             for hook in hooks:
                 stack.callback(hook.close)
             stack.enter_context(closing(micro_batches))
             batches = grouped(micro_batches, self.engine.accumulation)
-            progress = train(self.engine, batches, plan, progress, meter, hooks, stop)
-        if progress.step < plan.steps:
-            return "KILLED"
-        if self.world.is_main:
-            write_plan(config, plan, self.variants, RunStatus.done)
-            write_durably(self.folder.done, json.dumps(asdict(progress) | self._last_validation()) + "\n")
-            self._say(f"done in {format_seconds(time.monotonic() - started)}: {self.folder.path}")
-        return "FINISHED"
+            try:
+                return train(self.engine, batches, plan, progress, meter, watch, hooks, stop)
+            except Setback:
+                store.wait()  # the checkpoint to go back to may be on its way to the disk
+                raise
 
-    def _hooks(self, progress: Progress) -> list[Hook]:
+    def _go_back(self, setback: Setback, state: WatchState) -> tuple[Progress, WatchState]:
+        """Take up the last checkpoint from before the skipped steps, unless that has been tried.
+
+        Raises:
+            TinyllamaError: it was, or there is none, or it is not wanted.
+        """
+        config, plan = self.config.watch, self.plan
+        sound_tokens = plan.start_tokens + setback.applied * plan.batch_tokens
+        found = newest_until(self.folder, plan.digest, sound_tokens, self.world) if config.rollback else None
+        if found is None or found.progress.step <= state.went_back_to:
+            raise setback.final(found, config, self.folder.skipped) from None
+        give_up_later(self.folder, found, self.world)
+        self.engine.load(found.path)
+        self.checkpoint, step = found, found.progress.step
+        state = WatchState.read(found.watch, step)
+        state.went_back_to = step
+        if config.skip_window:
+            state.passing_until = setback.last
+        if self.world.is_main:
+            passes = f", and passes over the samples up to step {setback.last}" if config.skip_window else ""
+            self._say(f"{setback}; goes back to step {step}{passes}")
+        return found.progress, state
+
+    def _hooks(self, progress: Progress, watch: Watch, store: CheckpointStore) -> list[Hook]:
         """In the order in which they see a step: what measures before what writes down, what saves last."""
         config, plan, world = self.config, self.plan, self.world
         main_only: list[Hook] = []
@@ -148,23 +201,28 @@ class _Stage:
                 build_display(plan, self._label, progress.step, self.plain),
             ]
         before = self.checkpoint
-        store = CheckpointStore(
-            self.folder, plan.digest, world, config.checkpoint.keep, protected=[plan.end_tokens, *self._milestones()],
-            adopted=self._adopted(),
-        )  # fmt: skip
         chain = OrderChain(
             before.order_chain if before else ROOT, plan.order, plan.batch_samples, world, self.engine.device
         )
         return [
-            Watch(),
+            Pulse(progress.step),
             Validation(
                 self.engine, plan, config.validation, self._validation_folders(), config.cluster.micro_batch, world
             ),
             *main_only,
             *([Trace(self.folder.samples, progress.step, plan.order, world)] if config.trace else []),
             chain,
-            Checkpointing(self.engine, store, plan, config.checkpoint, chain.value),
+            watch,
+            Checkpointing(self.engine, store, plan, config.checkpoint, chain.value, watch.state.document),
         ]
+
+    def _store(self) -> CheckpointStore:
+        config, plan = self.config, self.plan
+        return CheckpointStore(
+            self.folder, plan.digest, self.world, config.checkpoint.keep,
+            protected=[plan.end_tokens, *self._milestones()], adopted=self._adopted(),
+            timeout_minutes=config.cluster.timeout_minutes,
+        )  # fmt: skip
 
     def _milestones(self) -> list[int]:
         """Positions after the steps that reach the declared milestones."""

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from tinyllama.signals import ASKING
 
 
 class StopRequest:
@@ -13,8 +13,8 @@ class StopRequest:
         self.requested = False
 
     def listen(self) -> None:
-        """From now on the signals ask; until now they killed."""
-        for number in SIGNALS:
+        """From now on there is something to save; until now whoever was asked left at once (tinyllama/signals.py)."""
+        for number in ASKING:
             signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:

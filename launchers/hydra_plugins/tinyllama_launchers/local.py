@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.tinyllama_launchers.family import completed, family_of
+from tinyllama import signals
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.checks import processes_per_node
 from tinyllama.errors import ConfigError, Stopped, TinyllamaError
@@ -28,7 +29,7 @@ from tinyllama.reporting.family import print_outcomes, status_of
 from tinyllama.training.gate import require_ready
 from tinyllama.world import visible_gpus
 
-DONE, STOPPED = "done", "stopped after a checkpoint"
+DONE, STOPPED = "done", "stopped in good order"
 
 
 @dataclass
@@ -59,12 +60,13 @@ class LocalLauncher(Launcher):
                 f"adopt={nodes[-1].config.adopt} is the state of one run; train that run alone, without -m"
             )
         require_ready(nodes)
-        outcomes = _Crew(nodes, self._jobs or _jobs_that_fit(nodes)).run()
+        crew = _Crew(nodes, self._jobs or _jobs_that_fit(nodes))
+        outcomes = crew.run()
         print_outcomes(nodes, outcomes)
         _deliver(nodes)
-        if STOPPED in outcomes.values():
-            raise Stopped("stopped after a checkpoint; the same command goes on from there")
         failed = [node.plan.name for node in nodes if outcomes[node.plan.digest] != DONE]
+        if failed and crew.stopping:
+            raise Stopped("stopped in good order; the same command goes on from there")
         if failed:
             raise TinyllamaError(f"{len(failed)} of {len(nodes)} runs did not come to their end: {', '.join(failed)}")
         return completed(job_overrides)
@@ -97,12 +99,16 @@ class _Crew:
     outcomes: dict[str, str] = field(default_factory=dict)
     running: dict[int, tuple[Node, BaseProcess]] = field(default_factory=dict)
     """By what tells of the process' end."""
+    stopping: bool = False
+    """Whether no more are started: somebody asked to stop."""
 
     def run(self) -> dict[str, str]:
         """What became of each node, by digest."""
         self.outcomes = {
             node.plan.digest: DONE for node in self.nodes if status_of(node) is Status.done or node.overrides is None
         }
+        if len(self.outcomes) < len(self.nodes):
+            import tinyllama.training.run  # noqa: F401  paid here once, so that the children need not
         with self._forwarding_signals():
             while self._start_who_can() or self.running:
                 # Not for ever: a signal that comes just before the wait does not end it, and is heeded then.
@@ -110,22 +116,30 @@ class _Crew:
                     assert isinstance(sentinel, int)
                     node, process = self.running.pop(sentinel)
                     self.outcomes[node.plan.digest] = _outcome(process)
+                    self.stopping |= self.outcomes[node.plan.digest] == STOPPED
         for node in self.nodes:
             if node.plan.digest not in self.outcomes:
-                assert node.plan.parent is not None or STOPPED in self.outcomes.values()
-                cause = f": {node.plan.parent.name} is not done" if node.plan.parent else ""
+                parent, cause = node.plan.parent, ""
+                if parent is not None and self.outcomes.get(parent.digest) != DONE:
+                    cause = f": {parent.name} is not done"
+                assert cause or self.stopping
                 self.outcomes[node.plan.digest] = f"not started{cause}"
         return self.outcomes
 
     def _start_who_can(self) -> int:
-        """Start nodes whose parents are done, up to `jobs` in all; how many were started."""
-        if STOPPED in self.outcomes.values():
+        """Start nodes whose parents are done, up to `jobs` in all; how many could be."""
+        if self.stopping:
             return 0
         ready = [node for node in self.nodes if self._is_ready(node)][: self.jobs - len(self.running)]
         threads = max(1, _cores() // max(1, len(ready) + len(self.running)))
         for node in ready:
-            process = _start(node, threads, alone=self.jobs == 1)
-            self.running[process.sentinel] = (node, process)
+            with signals.held_back():
+                if self.stopping:
+                    break
+                process = _start(node, threads, alone=self.jobs == 1)
+                self.running[process.sentinel] = (node, process)
+                if self.stopping:  # another thread got the signal, and held nothing back
+                    process.terminate()
         return len(ready)
 
     def _is_ready(self, node: Node) -> bool:
@@ -139,12 +153,12 @@ class _Crew:
         """What asks this process to stop asks the nodes at work, and they decide how."""
 
         def forward(number: int, frame: FrameType | None) -> None:
+            self.stopping = True
             for _, process in self.running.values():
-                # A terminal's interrupt reaches them without our help.
-                if number != signal.SIGINT and process.is_alive() and process.pid is not None:
-                    os.kill(process.pid, number)
+                if process.is_alive() and process.pid is not None:
+                    os.kill(process.pid, number)  # a second time, if a terminal's interrupt has reached it: no matter
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        before = {number: signal.signal(number, forward) for number in signals.ASKING}
         try:
             yield
         finally:
@@ -153,18 +167,20 @@ class _Crew:
 
 
 def _start(node: Node, threads: int, alone: bool) -> BaseProcess:
-    import tinyllama.training.run  # noqa: F401  paid here once, so that the children need not
-
     cluster = node.config.cluster
     if cluster.threads is None:
         cluster = replace(cluster, threads=max(1, threads // processes_per_node(cluster)))
     config = replace(node.config, cluster=cluster)
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(replace(node, config=config), alone))
+    args = (replace(node, config=config), alone, os.getpid())
+    process = multiprocessing.get_context("fork").Process(target=_child, args=args)
     process.start()
     return process
 
 
-def _child(node: Node, alone: bool) -> None:
+def _child(node: Node, alone: bool, parent: int) -> None:
+    signals.die_with(parent)
+    signals.leave_at_once(quietly=True)
+    signals.release()
     from tinyllama.train import start
 
     try:

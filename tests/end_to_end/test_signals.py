@@ -1,0 +1,327 @@
+"""Runs that are asked to stop, that lose a rank or their supervisor: nothing is lost, and the last line tells why."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+ASKING = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+STEPS = 39
+RUN = ["stage=basic", "stage.tokens=40K", "schedule.horizon_tokens=40K", "trace=true", "tracking=none"]
+BUSY = ["checkpoint.every_tokens=1024", "validation.every_tokens=1024", "validation.fraction=0.1"]
+"""Validation and a checkpoint after every step."""
+PLACEMENT = {1: ["cluster.micro_batch=4"], 2: ["cluster.processes=2", "cluster.micro_batch=2"]}
+
+
+class Life:
+    """A run in processes of its own, from one start to one end."""
+
+    def __init__(
+        self, runs: Path, overrides: list[str], prefix: Sequence[str] = (), python: Sequence[str] = (),
+        **environment: str,
+    ):  # fmt: skip
+        """`prefix` stands before python, `python` between it and -m tinyllama.train."""
+        self.runs = runs
+        command = [*prefix, sys.executable, *python, "-m", "tinyllama.train", *overrides, f"paths.runs={runs}"]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.pid = self.process.pid
+
+    @property
+    def folder(self) -> Path:
+        (folder,) = (self.runs / "demo").iterdir()
+        return folder
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, f"ended too early with {self.process.returncode}: {self.end()[1]}"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    def until_it_steps(self) -> None:
+        """Until it has taken a step of its own."""
+        before = self.steps()
+        self.until(lambda: self.steps() > before)
+
+    def until_it_saves(self) -> None:
+        """Until a checkpoint is half written."""
+        self.until(lambda: any(self.folder.glob("checkpoints/.*writing")))
+
+    def steps(self) -> int:
+        found = list(self.runs.glob("demo/*/metrics.jsonl"))
+        return found[0].read_text().count("\n") if found else 0
+
+    def hears(self) -> bool:
+        """Whether the command has taken over SIGTERM, by the kernel's word."""
+        return signal.SIGTERM in handled(self.pid)
+
+    def descendants(self, pid: int | None = None) -> list[int]:
+        children = []
+        for task in Path("/proc", str(pid or self.pid), "task").iterdir():
+            children += [int(child) for child in (task / "children").read_text().split()]
+        return [*children, *(each for child in children for each in self.descendants(child))]
+
+    def ranks(self) -> list[int]:
+        """The process ids of the ranks, by rank; their first word to the kernel is a group of their own."""
+        return [pid for pid in self.descendants() if os.getpgid(pid) == pid]
+
+    def storm(self, number: signal.Signals, dice: random.Random) -> tuple[int, str]:
+        """Send this signal, and others until the process has ended; its exit code and what it said."""
+        self.process.send_signal(number)
+        while self.process.poll() is None:
+            time.sleep(dice.uniform(0.01, 0.05))
+            self.process.send_signal(dice.choice(ASKING))
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=120)
+        return self.process.returncode, said
+
+
+def handled(pid: int) -> set[int]:
+    """Signals for which a process has a handler."""
+    for line in Path("/proc", str(pid), "status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            mask = int(line.split()[1], 16)
+            return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+    return set()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def unbroken(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The directory of a run on so many processes that nothing disturbed."""
+    done: dict[int, Path] = {}
+
+    def run(processes: int) -> Path:
+        if processes not in done:
+            runs = tmp_path_factory.mktemp("unbroken") / "runs"
+            life = Life(runs, [*settings, *RUN, *PLACEMENT[processes]])
+            code, said = life.end()
+            assert code == 0, said
+            done[processes] = life.folder
+        return done[processes]
+
+    return run
+
+
+def require_same(folder: Path, unbroken: Path) -> None:
+    """The same samples, steps and final weights, bit for bit."""
+    assert (folder / "DONE").is_file()
+    assert (folder / "samples.jsonl").read_bytes() == (unbroken / "samples.jsonl").read_bytes()
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+    ours, theirs = (load_file(max((path / "checkpoints").glob("0*")) / "weights.safetensors")
+                    for path in (folder, unbroken))  # fmt: skip
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_in_every_phase_and_more_of_them_stop_in_good_order_and_the_run_goes_on_bit_for_bit(
+    processes, unbroken, settings, tmp_path
+):
+    dice = random.Random(processes)
+    overrides = [*settings, *RUN, *BUSY, *PLACEMENT[processes]]
+    runs = tmp_path / "runs"
+
+    def begun() -> Life:
+        life = Life(runs, overrides)
+        life.until(life.hears)
+        return life
+
+    # While it starts: imports, then whatever the time hits; there is nothing to save.
+    for delay_seconds in (0.0, dice.uniform(0.2, 4.0)):
+        life = begun()
+        time.sleep(delay_seconds)
+        code, said = life.storm(dice.choice(ASKING), dice)
+        assert code == 75, said
+        assert said.splitlines()[-1].startswith("error: st") and "Traceback" not in said
+
+    if processes > 1:  # each rank is asked while it starts, not long after it was forked
+        life = begun()
+        life.until(lambda: len(life.ranks()) == processes)
+        code, said = life.storm(signal.SIGTERM, dice)
+        assert code == 75, said
+
+    # Between steps, in one, in validation or while a checkpoint is written.
+    for hits_checkpoint in (True, False):
+        life = begun()
+        life.until_it_steps()
+        if hits_checkpoint:
+            life.until_it_saves()
+        else:
+            time.sleep(dice.uniform(0, 0.05))
+        code, said = life.storm(dice.choice(ASKING), dice)
+        assert code == 75, said
+        assert "stopped after a checkpoint" in said.splitlines()[-1] and "Traceback" not in said
+
+    # After the last step, before its checkpoint and DONE.
+    life = begun()
+    life.until(lambda: life.steps() == STEPS)
+    code, said = life.storm(dice.choice(ASKING), dice)
+    assert code == 0, said
+    require_same(life.folder, unbroken(processes))
+
+
+@pytest.fixture
+def torn(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., Life]]:
+    """A life on two ranks that has trained some steps after a checkpoint, to be hurt."""
+    lives = []
+
+    def begin(*overrides: str) -> Life:
+        life = Life(tmp_path / "runs", [*settings, *RUN, "validation.every_tokens=1024", *PLACEMENT[2], *overrides])
+        lives.append(life)
+        life.until(lambda: life.steps() >= 8)
+        return life
+
+    yield begin
+    for life in lives:
+        life.process.kill()
+
+
+def goes_on(life: Life, settings: list[str], unbroken: Path) -> None:
+    """The next start of the same run comes to the end of the unbroken one."""
+    code, said = Life(life.runs, [*settings, *RUN, *PLACEMENT[2]]).end()
+    assert code == 0, said
+    assert "goes on after step" in said
+    require_same(life.folder, unbroken)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_a_rank_that_dies_takes_the_other_with_it_and_the_last_line_names_it(rank, number, torn, settings, unbroken):
+    life = torn()
+    ranks = life.ranks()
+    os.kill(ranks[rank], number)
+    code, said = life.end()
+    assert code == 128 + number
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: rank {rank} was killed by {number.name}")
+    assert "in training, after step" in last and "the same command goes on from the last checkpoint" in last
+    assert "Traceback" not in said
+    assert not any(alive(pid) for pid in ranks)
+    if number == signal.SIGKILL:
+        goes_on(life, settings, unbroken(2))
+
+
+def test_a_rank_that_hangs_is_awaited_for_the_time_out_then_named_and_ended(torn, settings, unbroken):
+    life = torn("cluster.timeout_minutes=0.1")
+    ranks = life.ranks()
+    os.kill(ranks[1], signal.SIGSTOP)
+    code, said = life.end()
+    assert code == 1
+    last = said.splitlines()[-1]
+    assert last.startswith("error: rank 1 was awaited for cluster.timeout_minutes=0.1 in vain: it hangs in training, ")
+    assert "Traceback" not in said
+    assert "Timed out" in (life.folder / "faults.txt").read_text()
+    assert not any(alive(pid) for pid in ranks)
+    goes_on(life, settings, unbroken(2))
+
+
+def test_ranks_that_torchrun_started_say_themselves_that_they_have_waited_in_vain(settings, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    life = Life(tmp_path / "runs", [*settings, *RUN, *BUSY, "cluster.timeout_minutes=0.1"], python=torchrun)
+    life.until(lambda: life.steps() >= 3)
+    frozen = next(pid for pid in life.descendants() if b"RANK=1" in Path("/proc", str(pid), "environ").read_bytes())
+    os.kill(frozen, signal.SIGSTOP)
+    life.until(lambda: not alive(frozen))
+    _, said = life.end()
+    assert "error: rank 0 has waited for cluster.timeout_minutes=0.1 in training, after step" in said
+
+
+def test_ranks_do_not_outlive_a_killed_supervisor_and_the_next_start_goes_on_at_once(torn, settings, unbroken):
+    life = torn()
+    ranks = life.ranks()
+    life.process.kill()
+    goes_on(life, settings, unbroken(2))
+    assert not any(alive(pid) for pid in ranks)
+
+
+def test_a_family_whose_launcher_is_killed_leaves_nobody_behind_and_goes_on_when_asked_to_stop(settings, tmp_path):
+    dice = random.Random(3)
+    runs = tmp_path / "runs"
+    family = ["-m", *settings, *BUSY, *PLACEMENT[2], "stage=basic,continual", "tracking=none"]
+    killed = Life(runs, family)
+    killed.until(lambda: killed.steps() >= 3)
+    people = killed.descendants()
+    assert len(killed.ranks()) == 2
+    killed.process.kill()
+    killed.end()
+    for delay_seconds in (0.0, 2.0, 4.0):  # while it starts, or wherever the time hits
+        life = Life(runs, family)
+        life.until(life.hears)
+        time.sleep(delay_seconds)
+        code, said = life.storm(dice.choice(ASKING), dice)
+        assert code == 75, said
+    assert not any(alive(pid) for pid in people)
+    life = Life(runs, family)
+    life.until(lambda: len(list(runs.glob("demo/*/DONE"))) == 1)  # between two of its runs
+    code, said = life.storm(signal.SIGTERM, dice)
+    assert code == 75, said
+    code, said = Life(runs, family).end()
+    assert code == 0, said
+    assert len(list(runs.glob("demo/*/DONE"))) == 2
+
+
+def test_a_stop_reaches_all_processes_of_a_group_and_readers_leave_it_to_their_rank(settings, tmp_path):
+    life = Life(tmp_path / "runs", [*settings, *RUN, *BUSY, "cluster.workers=2"])
+    life.until(lambda: life.steps() >= 3)
+    for pid in [life.pid, *life.descendants()]:
+        os.kill(pid, signal.SIGTERM)
+    code, said = life.end()
+    assert code == 75, said
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a /dev/shm of its own")
+def test_what_killed_runs_leave_in_shared_memory_stops_no_later_one_and_does_not_pile_up(settings, tmp_path, unbroken):
+    shared, temporary = tmp_path / "shm", tmp_path / "tmp"
+    shared.mkdir()
+    temporary.mkdir()
+    own_memory = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/shm && exec "$@"', str(shared))
+
+    def start() -> Life:
+        overrides = [*settings, *RUN, "validation.every_tokens=1024", "cluster.workers=1", *PLACEMENT[2]]
+        return Life(tmp_path / "runs", overrides, own_memory, TMPDIR=str(temporary))
+
+    def left_behind() -> list[str]:
+        """Torch's own cache of compiled code lies there too."""
+        found = [path.name for folder in (shared, temporary) for path in folder.iterdir()]
+        return [name for name in found if not name.startswith("torchinductor")]
+
+    left = []
+    for _ in range(4):  # no pause between a death and the next start
+        life = start()
+        life.until_it_steps()
+        for pid in [life.pid, *life.descendants()]:
+            os.kill(pid, signal.SIGKILL)
+        life.end()
+        left.append(left_behind())
+    assert left[0], "a kill left nothing behind, so this test shows nothing"
+    assert max(map(len, left)) <= len(left[0])
+    code, said = start().end()
+    assert code == 0, said
+    require_same(life.folder, unbroken(2))
+    assert not left_behind()
