@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tinyllama.data.disk import sync
 from tinyllama.errors import DamageError
 from tinyllama.planning.identity import digest, flatten
 from tinyllama.units import format_bytes
@@ -30,15 +31,6 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     aside.replace(path)
     sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Force the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_sealed(path: Path, fields: Mapping[str, Any]) -> None:

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllama.checkpoint.files import forget, sync, write_durably
+from tinyllama.checkpoint.files import forget, write_durably
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.checkpoint.manifest import Checkpoint, read_manifest, require_files, write_manifest
+from tinyllama.data.disk import sync
 from tinyllama.planning.progress import Progress
 
 
