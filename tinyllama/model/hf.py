@@ -69,7 +69,7 @@ def read_hf(model: HfModel, config: ModelConfig) -> dict[str, Tensor]:
     """The weights of a folder that save_pretrained wrote, under our names, in the precision of the files.
 
     Raises:
-        DamageError: tensors are missing, or have other shapes than the model.
+        DamageError: a file cannot be read, or a tensor is missing.
     """
     theirs: dict[str, Tensor] = {}
     for name in model.files:
