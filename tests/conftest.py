@@ -1,22 +1,32 @@
 """Fixtures for all tests: composing configs, and running commands inside this process or in one of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 
+from tests.forked import Forked, Forkserver
+from tests.object_store import ObjectStore, served
+from tinyllama import signals
 from tinyllama.config.app import compose_path, prepare_hydra
 from tinyllama.config.location import conf_folder
 from tinyllama.config.schema import RunConfig
 
 ROOT = Path(__file__).parents[1]
+
+settings.register_profile("project", deadline=None)  # no test asserts on seconds
+settings.load_profile("project")
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     def run_command(name: str, *arguments: str) -> Result:
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"tinyllama/{name}.py", *arguments])
-        code = 0
+        code, handlers = 0, {number: signal.getsignal(number) for number in signals.ASKING}
         try:
             import_module(f"tinyllama.{name}").main()
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:  # a command may end deaf to them; whoever this process starts later would inherit that
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capfd.readouterr()
         return Result(code, captured.out, captured.err)
 
@@ -59,13 +72,47 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 @pytest.fixture(scope="session")
-def shell() -> Callable[..., Result]:
-    """shell("train", "stage=basic") runs a command as a person does, in a process of its own."""
+def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
+    """begin("train", "stage=basic") starts a command in a process of its own, its imports paid (forked.py)."""
+    server = Forkserver()
+
+    def begin_command(name: str, *arguments: str, **how: Any) -> Forked:
+        return server.start(f"tinyllama.{name}", arguments, tmp_path_factory.mktemp("begun"), **how)
+
+    return begin_command
+
+
+@pytest.fixture(scope="session")
+def shell(begin: Callable[..., Forked]) -> Callable[..., Result]:
+    """shell("train", "stage=basic") runs a command to its end, its imports paid."""
+
+    def run_command(name: str, *arguments: str, cwd: Path = ROOT, timeout: float = 300) -> Result:
+        command = begin(name, *arguments, cwd=cwd)
+        out, err = command.communicate(timeout)
+        assert command.returncode is not None
+        return Result(command.returncode, out, err)
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def typed() -> Callable[..., Result]:
+    """typed("train", "stage=basic") runs a command as a person does, Python's start and all."""
 
     def run_command(name: str, *arguments: str, cwd: Path = ROOT, timeout: float = 300) -> Result:
         return run_python("-m", f"tinyllama.{name}", *arguments, cwd=cwd, timeout=timeout)
 
     return run_command
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A real S3 server with an empty bucket; this process and those that it starts find it."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they keep to the server that they knew first
+    with served() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        yield store
 
 
 def run_python(*arguments: str, cwd: Path = ROOT, timeout: float = 300, env: dict[str, str] | None = None) -> Result:
@@ -80,15 +127,7 @@ def run_python(*arguments: str, cwd: Path = ROOT, timeout: float = 300, env: dic
 
 @pytest.fixture(scope="session")
 def hugging_face() -> type:
-    """LlamaForCausalLM; torchvision's operators are declared where its wheel does not fit torch."""
-    import torch
+    """LlamaForCausalLM."""
+    from tinyllama.model.transformers import library
 
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM
+    return library().LlamaForCausalLM

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,8 +18,10 @@ NOTHING_TO_SAVE = "stopped before there was anything to save; the same command b
 _PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
-def leave_at_once(quietly: bool = False) -> None:
+def leave_at_once(quietly: bool = False, note: Callable[[int], None] = lambda number: None) -> None:
     """From now on these signals end the process, in good order: it holds nothing that could be lost.
+
+    `note` is told which one it was.
 
     No exception: libraries swallow those, and a process that waits for its peers would not come to raise it.
     """
@@ -27,6 +29,7 @@ def leave_at_once(quietly: bool = False) -> None:
     def leave(number: int, frame: FrameType | None) -> None:
         if not quietly:
             os.write(2, f"error: {NOTHING_TO_SAVE}\n".encode())  # print could meet itself half-way
+        note(number)
         os._exit(Stopped.exit_code)
 
     for number in ASKING:

@@ -68,7 +68,8 @@ def test_under_srun_the_place_comes_from_slurm(monkeypatch: pytest.MonkeyPatch) 
     places = []
     slurm = {
         "SLURM_PROCID": "5",
-        "SLURM_NTASKS": "8",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_NODEID": "1",
         "SLURM_LOCALID": "1",
         "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
         "SLURM_JOB_ID": "31234",

@@ -88,13 +88,12 @@ def _place(environ: Mapping[str, str]) -> dict[str, str] | None:
         return None
     if "RANK" in environ:
         return {}
-    # "4(x2),3": four tasks on each of two nodes, three on another
-    per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", environ["SLURM_NTASKS"]).split("(")[0].split(",")[0]
+    world = World.from_environment(environ)
     given = {
-        "RANK": environ["SLURM_PROCID"],
-        "WORLD_SIZE": environ["SLURM_NTASKS"],
-        "LOCAL_RANK": environ["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": per_node,
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
     }
     if "MASTER_ADDR" not in environ:
         nodes = environ.get("SLURM_STEP_NODELIST", environ["SLURM_JOB_NODELIST"])

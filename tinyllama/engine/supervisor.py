@@ -228,7 +228,8 @@ class Supervisor:
             self._asked = number
             for process in self._processes:
                 if process.is_alive() and process.pid is not None:
-                    os.kill(process.pid, number)
+                    with suppress(ProcessLookupError):  # it has ended since
+                        os.kill(process.pid, number)
 
         if threading.current_thread() is not threading.main_thread():
             yield

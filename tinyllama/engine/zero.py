@@ -190,6 +190,11 @@ class ZeroEngine:
         """Of each sequence, without training on it: int64 [batch, seq_len + 1] -> fp32 [batch]."""
         return self._engine.module(tokens.to(self.device, non_blocking=True))
 
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Of each next token: int64 [batch, length] -> [batch, length, vocab_size], length at most seq_len."""
+        return self._engine.module.logits(tokens.to(self.device, non_blocking=True))
+
     def snapshot(self) -> Snapshot:
         """This rank's part of the whole state, copied into host memory; training may go on at once.
 

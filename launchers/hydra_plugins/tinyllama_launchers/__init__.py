@@ -1,1 +1,1 @@
-"""Hydra launchers over the family tree: `local` trains it on this machine, `plan` only shows it."""
+"""Hydra launchers over the family tree: `local` trains it on this machine, `slurm` on a cluster, `plan` shows it."""

@@ -19,7 +19,7 @@ def family_of(sweep: Sequence[Sequence[str]]) -> tuple[Node, ...]:
         ConfigError: a job's settings are wrong.
     """
     jobs, continued = [], continued_stages()
-    for overrides in _with_ancestors_settings(sweep):
+    for overrides in with_ancestors_settings(sweep):
         path = compose_path(overrides)
         check_path(path)
         plan = make_plan(path, take_inventory(path))
@@ -27,7 +27,7 @@ def family_of(sweep: Sequence[Sequence[str]]) -> tuple[Node, ...]:
     return grow(jobs)
 
 
-def _with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
+def with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
     """Tell each job what the sweep says of the other stages of its path.
 
     `stage=basic,continual stage.tokens=1M` sets the tokens of both; continual alone would reckon with conf/'s basic.

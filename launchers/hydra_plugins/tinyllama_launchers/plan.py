@@ -13,13 +13,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.tinyllama_launchers.family import completed, family_of
+from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.config.schema import Format
+from tinyllama.errors import ConfigError
 from tinyllama.lineage.tracking import measured_throughput
 from tinyllama.planning.cost import Throughput, throughput
 from tinyllama.planning.identity import digest
 from tinyllama.planning.lints import lint, require_no_errors
 from tinyllama.planning.tree import Node
 from tinyllama.reporting.plan import print_plan, print_plan_json, survey
+from tinyllama.slurm.client import QueuedJob
+from tinyllama.slurm.record import live_jobs
 from tinyllama.training.drift import beside
 
 
@@ -40,7 +44,7 @@ class PlanLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         nodes = family_of(job_overrides)
         config, lints = nodes[-1].config, lint(nodes)
-        plan = survey(nodes, _rates(nodes), lints, _beside(nodes))
+        plan = survey(nodes, _rates(nodes), lints, _beside(nodes), _jobs(nodes))
         show = print_plan_json if config.format is Format.json else print_plan
         show(plan)
         if config.plots is not None:
@@ -54,6 +58,15 @@ def _draw(nodes: Sequence[Node], folder: Path) -> None:
 
     for picture in draw_family(nodes, folder):
         print(picture, file=sys.stderr)
+
+
+def _jobs(nodes: Sequence[Node]) -> dict[str, QueuedJob]:
+    """What SLURM has of these nodes, by digest. A plan can do without, so SLURM may be silent."""
+    try:
+        return live_jobs({node.plan.digest: RunFolder.of(node.config.paths.runs, node.plan) for node in nodes})
+    except ConfigError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {}
 
 
 def _rates(nodes: Sequence[Node]) -> dict[str, Throughput]:
