@@ -2,9 +2,10 @@
 
     python benchmarks/loader.py [--json]
 
-Reading is compared with a bare numpy memmap of the same tokens in the same order. Start-up is measured in a process of
-its own, on made-up shards: the order alone, and with it the store, which reads the index of all shards. Its memory is
-the peak over what the imports take.
+Reading is compared with a bare numpy memmap of the same tokens in the same order, and with stock StreamingDataset on
+the same shards, shuffled its own way. Waiting is measured beside a step that computes on one core. Start-up is measured
+in a process of its own, on made-up shards: the order alone, and with it the store, which reads the index of all shards.
+Its memory is the peak over what the imports take.
 """
 
 import argparse
@@ -19,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tinyllama.data.loader import train_loader
-from tinyllama.data.mds import MDSWriter
+from tinyllama.data.mds import MDSWriter, Stream, StreamingDataset
 from tinyllama.data.streaming import ShardStore
 from tinyllama.planning.mixture import Mixture
 from tinyllama.planning.order import SampleOrder
@@ -33,6 +35,9 @@ SEQ_LEN, MICRO_BATCH = 2048, 8
 SAMPLES = {"web": 6000, "code": 2000}
 SHARES = {"web": 6, "code": 2}
 """Eighths of all samples, in the mixture and of a billion."""
+WORKERS = (0, 1, 2)
+STEPS = 200
+"""In which waiting is measured."""
 SHARD_SAMPLES = 16_384
 SHARD_BYTES = SHARD_SAMPLES * (2 * SEQ_LEN + 8)
 
@@ -45,31 +50,61 @@ def main() -> None:
     if options.start_up:
         print(json.dumps(start_up(options.start_up)))
         return
-    result = {"reading": reading(), "start_up": [start_up_elsewhere(samples) for samples in (10**8, 10**9)]}
+    rates, waits = reading()
+    starts = [start_up_elsewhere(samples) for samples in (10**8, 10**9)]
+    result = {"reading": rates, "waiting": waits, "start_up": starts}
     print(json.dumps(result) if options.json else table(result))
 
 
-def reading() -> dict[str, float]:
-    """Tokens per second of the loader and of the memmap, once the files are in the page cache."""
+def reading() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Tokens per second of each way, once the files are in the page cache; and what `waiting` finds."""
     with tempfile.TemporaryDirectory() as folder:
         folders = {name: Path(folder, name) for name in SAMPLES}
         flat = {name: write(folders[name], count) for name, count in SAMPLES.items()}
         order = SampleOrder(mixture(), {name: sizes(folders[name]) for name in SAMPLES}, seed=1)
         stop = sum(SAMPLES.values()) // MICRO_BATCH * MICRO_BATCH
         rates = {"memmap": rate(mapped(flat, order, stop))}
-        for workers in (0, 1, 2):
-            batches = train_loader(
-                order,
-                folders,
-                micro_batch=MICRO_BATCH,
-                world=World(),
-                start=0,
-                stop=stop,
-                workers=workers,
-                run_id="benchmark",
-            )
-            rates[f"{workers} workers"] = rate(batch.tokens for batch in batches)
-    return rates
+        for workers in WORKERS:
+            rates[f"loader, {workers} workers"] = rate(loaded(order, folders, stop, workers))
+        for workers in WORKERS:
+            rates[f"stock, {workers} workers"] = rate(stock(folders, workers))
+        waits = {
+            f"{workers} workers": waiting(loaded(order, folders, STEPS * MICRO_BATCH, workers)) for workers in WORKERS
+        }
+    return rates, waits
+
+
+def loaded(order: SampleOrder, folders: dict[str, Path], stop: int, workers: int) -> Iterator[torch.Tensor]:
+    batches = train_loader(
+        order, folders, micro_batch=MICRO_BATCH, world=World(), start=0, stop=stop, workers=workers, run_id="benchmark"
+    )
+    return (batch.tokens for batch in batches)
+
+
+def stock(folders: dict[str, Path], workers: int) -> Iterator[torch.Tensor]:
+    """StreamingDataset as its manual has it, behind a torch DataLoader; stacked as we do."""
+    streams = [Stream(local=str(folder)) for folder in folders.values()]
+    dataset = StreamingDataset(streams=streams, batch_size=MICRO_BATCH, shuffle=True)
+
+    def stack(samples: list[dict[str, np.ndarray]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+
+    return iter(DataLoader(dataset, batch_size=MICRO_BATCH, num_workers=workers, collate_fn=stack, drop_last=True))
+
+
+def waiting(batches: Iterator[torch.Tensor]) -> dict[str, float]:
+    """Milliseconds of a step of one micro-batch, and of them until it had its tokens."""
+    torch.set_num_threads(1)
+    matrix = torch.randn(700, 700)
+    next(batches)
+    waits, began = [], time.perf_counter()
+    asked = began
+    for _ in batches:
+        waits.append(time.perf_counter() - asked)
+        torch.linalg.multi_dot([matrix] * 3)
+        asked = time.perf_counter()
+    each = 1000 / len(waits)
+    return {"step": (asked - began) * each, "waiting": sum(waits) * each}
 
 
 def write(folder: Path, count: int) -> np.memmap:
@@ -165,6 +200,9 @@ def table(result: dict) -> str:
     reading, lines = result["reading"], [f"{'reading':<22}{'M tokens/s':>12}{'of memmap':>12}"]
     for name, tokens_per_second in reading.items():
         lines.append(f"{name:<22}{tokens_per_second / 1e6:>12.1f}{tokens_per_second / reading['memmap']:>12.2f}")
+    lines.append(f"\n{'beside a step':<22}{'step ms':>12}{'waiting ms':>12}")
+    for name, each in result["waiting"].items():
+        lines.append(f"{name:<22}{each['step']:>12.2f}{each['waiting']:>12.3f}")
     lines.append(f"\n{'start-up':<22}{'store s':>12}{'order s':>12}{'MiB':>12}")
     for each in result["start_up"]:
         name = f"{each['samples']:.0e} in {each['shards']} shards"

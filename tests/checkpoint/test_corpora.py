@@ -15,8 +15,13 @@ MANIFEST = Manifest(
     inputs="i" * 64,
     tokenizer_digest="t" * 64,
     seq_len=8,
+    add_eos=True,
+    add_bos=False,
     documents=12,
     skipped={"empty": 1},
+    noted={},
+    bad_rows=(),
+    source_sets={},
     characters=1000,
     tokens=300,
     left_over_tokens=4,
@@ -24,6 +29,7 @@ MANIFEST = Manifest(
     train=SplitManifest(documents=10, samples=30, tokens=240, shard_samples=(20, 10)),
     validation=SplitManifest(documents=2, samples=7, tokens=56, shard_samples=(7,)),
     sources=(Source("raw/a.jsonl", 1000, 1_700_000_000, "s" * 64),),
+    parts=(),
 )
 
 

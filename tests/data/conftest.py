@@ -1,5 +1,6 @@
 """Small packed corpora, and ranks forked from this process."""
 
+import sys
 import traceback
 from pathlib import Path
 from random import Random
@@ -9,8 +10,13 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from tinyllama.config.schema import CorpusConfig, TokenizerConfig
+from tests.data import preparing
+from tinyllama.config.schema import CorpusConfig, PreparationConfig, TokenizerConfig
+from tinyllama.data import gate, recipe
+from tinyllama.data.manifest import corpus_folder
 from tinyllama.data.mds import MDSWriter
+from tinyllama.data.prepare import prepare_corpus
+from tinyllama.data.reporter import silent
 from tinyllama.data.tokenizer import train_tokenizer
 from tinyllama.world import World
 
@@ -110,3 +116,37 @@ def corpus(tmp_path):
         "validation_fraction": 0.1,
     }
     return lambda **settings: CorpusConfig(**defaults | settings)
+
+
+@pytest.fixture
+def prepare(tmp_path, corpus, tokenizer):
+    """prepare(validation_fraction=...) prepares the test's corpus below its folder, in this process."""
+
+    def run(data=None, tokenizer=tokenizer, processes=1, progress=silent, **settings):
+        preparation = PreparationConfig(processes=processes)
+        return prepare_corpus(
+            corpus(**settings), tokenizer, preparing.SEQ_LEN, data or tmp_path / "data", progress, preparation
+        )
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """Where the latest version of the test's corpus stands."""
+    return corpus_folder(tmp_path / "data", tokenizer, preparing.SEQ_LEN, "tales")
+
+
+@pytest.fixture
+def three_parts(tmp_path, sentences, monkeypatch):
+    """Three raw files that are parts of their own, as all that are added."""
+    monkeypatch.setattr(recipe, "SMALLEST_PART_BYTES", 1)
+    for index in range(3):
+        preparing.write(tmp_path, sentences(70, seed=index), f"{index}.jsonl")
+
+
+@pytest.fixture
+def without_kitoken(monkeypatch):
+    """As where it is not installed."""
+    gate._encoder.cache_clear()
+    monkeypatch.setitem(sys.modules, "kitoken", None)

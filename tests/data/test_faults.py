@@ -89,7 +89,7 @@ def test_a_damaged_shard_is_named_before_any_of_its_samples_is_read(order, folde
         read(order, folders, found, workers=workers)
     message = str(error.value)
     assert message.startswith(f"corpora.slim: shard {folders['slim'] / name} {word}")
-    assert message.endswith("restore it from a copy, or delete the prepared slim and prepare it again")
+    assert message.endswith("restore it from a copy, or delete it and prepare slim again")
     assert "\n" not in message
     assert found == planned(order)[: len(found)]
     assert not [sample for corpus, sample in found if corpus == 0 and sample in its_own]

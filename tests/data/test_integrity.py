@@ -18,9 +18,9 @@ SAMPLES = np.arange(50 * 9, dtype=np.uint16).reshape(50, 9)
 @pytest.fixture
 def path(tmp_path):
     """The only shard of a folder."""
-    with ShardWriter(tmp_path, SAMPLES.dtype, shard_bytes=1 << 16) as writer:
+    with ShardWriter(tmp_path / "split", SAMPLES.dtype, seq_len=8, shard_samples=64) as writer:
         writer.write(SAMPLES)
-    return tmp_path / writer.shards[0].name
+    return writer.folder / writer.shards[0].name
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_samples_of_a_sound_shard_are_read_as_they_were_written(shard):
 
 
 @given(st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_bit_is_found_wherever_it_is(path, shard, data):
     content = path.read_bytes()
     place, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
@@ -49,7 +49,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(path, shard, data):
 
 
 @given(st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_truncated_shard_is_found_whatever_is_left(path, shard, data):
     content = path.read_bytes()
     left = data.draw(st.integers(0, len(content) - 1))

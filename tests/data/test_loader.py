@@ -2,15 +2,18 @@
 
 import json
 from itertools import islice
+from threading import current_thread
+from threading import enumerate as enumerate_threads
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllama.data.loader import NO_SAMPLE, rank_positions, train_loader, validation_loader
 from tinyllama.data.shards import ShardWriter
+from tinyllama.data.streaming import ShardStore
 from tinyllama.errors import ConfigError, DamageError
 from tinyllama.planning.mixture import Mixture
 from tinyllama.planning.order import SampleOrder
@@ -43,7 +46,6 @@ def planned(order, start, stop):
 @given(
     st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000), st.integers(1, 5), st.integers(1, 3)
 )
-@settings(deadline=None)
 def test_the_ranks_share_each_micro_step_without_gap_or_overlap(size, micro_batch, lanes, start, steps, change):
     def positions(size, micro_batch, start, steps):
         begins = start + np.arange(steps) * size * micro_batch
@@ -130,13 +132,34 @@ def test_shards_that_are_not_those_of_the_plan_are_refused(packed):
 
 
 def test_a_large_vocabulary_comes_through(tmp_path):
-    with ShardWriter(tmp_path / "big", np.dtype("uint32"), shard_bytes=1 << 16) as writer:
+    with ShardWriter(tmp_path / "big", np.dtype("uint32"), seq_len=8, shard_samples=4) as writer:
         writer.write(np.full((4, 9), 151_000, np.uint32))
     order = order_of({"big": tmp_path / "big"}, Mixture(["big"], [(0, {"big": 1})]))
     (batch,) = train_loader(order, {"big": tmp_path / "big"}, micro_batch=4, world=World(), start=0, stop=4, run_id="b")
     assert batch.tokens.dtype == torch.int64
     assert batch.tokens.shape == (4, 9)
     assert (batch.tokens == 151_000).all()
+
+
+def test_what_is_read_ahead_is_read_by_a_thread_in_order_and_no_more_than_was_said(packed, monkeypatch):
+    read, threads = [], set()
+
+    def counted(store, corpus, sample_id, tokens=ShardStore.tokens):
+        read.append((corpus, sample_id))
+        threads.add(current_thread())
+        return tokens(store, corpus, sample_id)
+
+    monkeypatch.setattr(ShardStore, "tokens", counted)
+    order = order_of(packed)
+    batches = train_loader(order, packed, micro_batch=4, world=World(), start=0, stop=400, run_id="ahead", ahead=3)
+    for steps in range(1, 21):
+        next(batches)
+        assert len(read) <= 4 * (steps + 3)
+    batches.close()
+    assert len(threads) == 1
+    assert not threads & set(enumerate_threads())
+    expected = planned(order, 0, len(read))
+    assert read == list(map(tuple, expected[:, [0, 2]].tolist()))
 
 
 @pytest.mark.parametrize("samples, size, micro_batch", [(64, 1, 8), (61, 2, 8), (500, 3, 4), (2, 4, 8)])
@@ -160,6 +183,6 @@ def test_a_corpus_of_which_nothing_was_held_out_has_no_validation(tmp_path):
     assert list(validation_loader(tmp_path, samples=4, micro_batch=4, world=World(), seq_len=8)) == []
 
 
-def test_validation_samples_of_another_length_are_refused(packed):
-    with pytest.raises(ConfigError, match=r"model.seq_len=16, but .*sky was prepared with 8; prepare it again"):
-        list(validation_loader(packed["sky"], samples=4, micro_batch=4, world=World(), seq_len=16))
+def test_validation_samples_that_can_neither_be_cut_nor_joined_are_refused(packed):
+    with pytest.raises(ConfigError, match=r"model.seq_len=12, but .*sky was prepared with 8, .*; prepare it again"):
+        list(validation_loader(packed["sky"], samples=4, micro_batch=4, world=World(), seq_len=12))

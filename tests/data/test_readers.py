@@ -1,13 +1,11 @@
-import gzip
 import json
-from collections import Counter
 
-import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
 
-from tinyllama.data.readers import find_files, read_documents
+from tinyllama.config.schema import OnBadRow
+from tinyllama.data import readers
+from tinyllama.data.listing import RawFile
+from tinyllama.data.readers import Findings, read_documents, source_sets
 from tinyllama.errors import ConfigError
 
 ROWS = [
@@ -17,123 +15,149 @@ ROWS = [
     {"text": "三", "meta": {"set": "web"}},
     {"text": None, "meta": {"set": "web"}},
 ]
+BAD_LINES = [
+    (b'{"text": "cut', "is no JSON: ", "no JSON"),
+    (100_000 * b"[", "is no JSON: ", "no JSON"),
+    (b'{"text": "\xff"}', "is no UTF-8: ", "no UTF-8"),
+    (b'["text"]', "is no JSON object but a list", "no JSON object"),
+    (b'{"content": "x"}', "lacks text, which corpora.tales.text_field names; it has content", "lacks text"),
+    (b'{"text": 7}', "has no text in text but a int", "text is no text"),
+]
 
 
-def jsonl(rows) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+@pytest.fixture
+def read(tmp_path, corpus):
+    """read(content, on_bad_row=...) -> the documents of a.jsonl with these rows or bytes, and the findings."""
+
+    def read_file(content, **settings):
+        lines = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in content).encode()
+        path, findings = tmp_path / "a.jsonl", Findings()
+        path.write_bytes(lines)
+        return list(read_documents(path, RawFile(str(path), 0, 0), corpus(**settings), findings)), findings
+
+    return read_file
 
 
-def write(path, rows) -> None:
-    """In the format that the name tells; zstd in two frames, as parallel compressors write it."""
-    match path.name.split(".", 1)[1]:
-        case "jsonl":
-            path.write_bytes(jsonl(rows))
-        case "jsonl.gz":
-            path.write_bytes(gzip.compress(jsonl(rows)))
-        case "jsonl.zst":
-            path.write_bytes(zstandard.compress(jsonl(rows[:2])) + zstandard.compress(jsonl(rows[2:])))
-        case "parquet":
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+def texts(documents) -> list[str]:
+    return [document.text for document in documents]
 
 
-def read(path, corpus):
-    skipped = Counter()
-    return [document.text for document in read_documents(path, corpus, skipped)], dict(skipped)
+# ---------------------------------------------------------------- filters
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_every_format_gives_the_same_documents(tmp_path, corpus, name):
-    write(tmp_path / name, ROWS)
-    assert read(tmp_path / name, corpus()) == (["one\ntwo", "def f(): pass", "三"], {"empty": 2})
+def test_rows_are_dropped_by_a_dotted_field(read):
+    documents, findings = read(ROWS, drop={"meta.set": ["github"]})
+    assert texts(documents) == ["one\ntwo", "三"]
+    assert findings.skipped == {"empty": 2, "meta.set=github is dropped": 1}
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.parquet"])
-def test_rows_are_dropped_by_a_dotted_field(tmp_path, corpus, name):
-    write(tmp_path / name, ROWS)
-    texts, skipped = read(tmp_path / name, corpus(drop={"meta.set": ["github"]}))
-    assert texts == ["one\ntwo", "三"]
-    assert skipped == {"empty": 2, "meta.set=github is dropped": 1}
+def test_only_rows_with_a_kept_value_are_kept(read):
+    documents, findings = read(ROWS, keep={"meta.set": ["books", "code"]})
+    assert texts(documents) == ["one\ntwo"]
+    assert findings.skipped == {"empty": 1, "meta.set=github is not kept": 1, "meta.set=web is not kept": 2}
 
 
-def test_only_rows_with_a_kept_value_are_kept(tmp_path, corpus):
-    write(tmp_path / "a.jsonl", ROWS)
-    texts, skipped = read(tmp_path / "a.jsonl", corpus(keep={"meta.set": ["books", "code"]}))
-    assert texts == ["one\ntwo"]
-    assert skipped == {"empty": 1, "meta.set=github is not kept": 1, "meta.set=web is not kept": 2}
+def test_values_without_number_do_not_make_reasons_without_number(read):
+    _, findings = read([{"text": "a", "id": number} for number in range(1000)], keep={"id": ["7"]})
+    assert len(findings.skipped) == readers.REASONS + 1
+    assert findings.skipped.total() == 999
+    assert findings.skipped["another id is not kept"] == 999 - readers.REASONS
 
 
-def test_text_can_lie_in_another_field(tmp_path, corpus):
-    write(tmp_path / "a.parquet", [{"content": "x = 1", "id": "7"}])
-    assert read(tmp_path / "a.parquet", corpus(text_field="content"))[0] == ["x = 1"]
+def test_text_can_lie_in_another_dotted_field(read):
+    assert texts(read([{"content": {"raw": "x = 1"}, "id": "7"}], text_field="content.raw")[0]) == ["x = 1"]
 
 
-def test_lines_longer_than_a_chunk_and_a_last_line_without_its_end_are_read_whole(tmp_path, corpus):
-    long = "word " * 700_000
-    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": long}]) + b'\n{"text": "last"}')
-    assert read(tmp_path / "a.jsonl", corpus())[0] == [long, "last"]
+def test_the_row_of_a_document_is_its_line(read):
+    assert [document.row for document in read(ROWS)[0]] == [1, 3, 4]
 
 
-def test_half_a_surrogate_pair_becomes_text_that_can_be_encoded(tmp_path, corpus):
-    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n')
-    assert read(tmp_path / "a.jsonl", corpus())[0] == ["a?b"]
+# ---------------------------------------------------------------- source sets
 
 
-def test_documents_say_where_they_come_from(tmp_path, corpus):
-    write(tmp_path / "a.jsonl", ROWS)
-    places = [document.source for document in read_documents(tmp_path / "a.jsonl", corpus(), Counter())]
-    assert places == [f"{tmp_path}/a.jsonl:{line}" for line in (1, 3, 4)]
+def test_a_field_names_the_source_set_of_a_row_and_the_corpus_that_of_a_row_without_it(read):
+    rows = [*ROWS, {"text": "unknown", "meta": {"set": None}}]
+    documents, _ = read(rows, source_field="meta.set")
+    assert [document.source_set for document in documents] == ["books", "github", "web", "tales"]
 
 
 @pytest.mark.parametrize(
-    "line, complaint",
+    "globs, names",
     [
-        ('{"text": "cut', "a.jsonl:2 is no JSON"),
-        ('["text"]', "a.jsonl:2 is no JSON object but a list"),
-        ('{"content": "x"}', "a.jsonl:2: corpora.tales.text_field names text, which this row lacks; it has content"),
-        ('{"text": 7}', "a.jsonl:2: text is no text but a int"),
+        (["/data/raw/tales/*.jsonl"], ["tales"]),
+        (["raw/algebra/train/*.zst", "raw/arxiv/train/*.zst"], ["algebra", "arxiv"]),
+        (["s3://b/python/*.parquet", "s3://b/jupyter-*/*.parquet"], ["python", "jupyter-*"]),
+        (["raw/a/*.jsonl", "raw/*.jsonl"], ["a/*.jsonl", "*.jsonl"]),
+        (["raw/a.jsonl", "raw/b.jsonl"], ["a.jsonl", "b.jsonl"]),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, corpus, line, complaint):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(ConfigError, match=complaint):
-        read(tmp_path / "a.jsonl", corpus())
+def test_what_differs_between_the_globs_of_a_corpus_names_its_source_sets(corpus, globs, names):
+    assert source_sets(corpus(files=globs)) == dict(zip(globs, names, strict=True))
 
 
-def test_a_filter_on_a_field_that_is_not_there_is_named(tmp_path, corpus):
-    write(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(ConfigError, match=r"a.jsonl:1: corpora.tales.drop names meta.sat, which this row lacks"):
-        read(tmp_path / "a.jsonl", corpus(drop={"meta.sat": ["github"]}))
+def test_the_glob_of_a_file_names_the_source_set_of_its_documents(tmp_path, corpus):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    globs = [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"]
+    file = RawFile(globs[0], 0, 0, glob=globs[0])
+    (document,) = read_documents(tmp_path / "a.jsonl", file, corpus(files=globs), Findings())
+    assert document.source_set == "a.jsonl"
 
 
-def test_a_missing_parquet_column_is_named(tmp_path, corpus):
-    write(tmp_path / "a.parquet", ROWS)
-    with pytest.raises(ConfigError, match=r"a.parquet has no column content .* its columns: text, meta"):
-        read(tmp_path / "a.parquet", corpus(text_field="content"))
+# ---------------------------------------------------------------- rows that cannot be used
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_file_that_was_cut_short_is_refused(tmp_path, corpus, name):
-    write(tmp_path / name, ROWS)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
-    with pytest.raises(ConfigError, match=name):
-        read(tmp_path / name, corpus())
+@pytest.mark.parametrize("line, complaint, reason", BAD_LINES)
+def test_a_bad_row_stops_the_preparation_and_is_named_with_the_remedy(read, line, complaint, reason):
+    with pytest.raises(ConfigError) as raised:
+        read(b'{"text": "fine"}\n' + line + b"\n")
+    assert f"a.jsonl:2 {complaint}" in str(raised.value)
+    assert "; mend or fetch the file again" in str(raised.value)
+    assert str(raised.value).endswith("corpora.tales.on_bad_row=skip")
 
 
-def test_files_come_in_the_order_of_the_globs_and_by_name(tmp_path, corpus):
-    for name in ("b/2.jsonl", "b/1.jsonl", "a/3.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_files(corpus(files=[f"{tmp_path}/b/*.jsonl", f"{tmp_path}/*/*.jsonl"]))
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["b/1.jsonl", "b/2.jsonl", "a/3.jsonl"]
+@pytest.mark.parametrize("line, complaint, reason", BAD_LINES)
+def test_a_bad_row_is_left_out_and_counted_where_that_is_wanted(tmp_path, read, line, complaint, reason):
+    documents, findings = read(b'{"text": "a"}\n' + line + b'\n{"text": "b"}\n', on_bad_row=OnBadRow.skip)
+    assert texts(documents) == ["a", "b"]
+    assert findings.skipped == {reason: 1}
+    assert len(findings.bad_rows) == 1
+    assert findings.bad_rows[0].startswith(f"{tmp_path}/a.jsonl:2 {complaint}")
 
 
-def test_each_glob_must_match_something(tmp_path, corpus):
-    write(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(ConfigError, match=r"corpora.tales.files=.*/none/\*.jsonl matches no file.*tinyllama.sample"):
-        find_files(corpus(files=[f"{tmp_path}/*.jsonl", f"{tmp_path}/none/*.jsonl"]))
+@pytest.mark.parametrize("setting", ["keep", "drop"])
+def test_a_filter_on_a_field_that_is_not_there_is_named(read, setting):
+    with pytest.raises(ConfigError, match=rf"a.jsonl:1 lacks meta.sat, which corpora.tales.{setting} names"):
+        read(ROWS, **{setting: {"meta.sat": ["github"]}})
 
 
-def test_an_unknown_format_is_refused(tmp_path, corpus):
-    (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ConfigError, match="a.txt is of no known format; .* .jsonl.zst"):
-        read(tmp_path / "a.txt", corpus())
+def test_a_source_field_that_is_not_there_is_named(read):
+    with pytest.raises(ConfigError, match=r"a.jsonl:1 lacks meta.sat, which corpora.tales.source_field names"):
+        read(ROWS, source_field="meta.sat")
+
+
+def test_only_the_first_bad_rows_are_told_one_by_one(read):
+    _, findings = read(50 * b"no JSON\n", on_bad_row=OnBadRow.skip)
+    assert findings.skipped == {"no JSON": 50}
+    assert len(findings.bad_rows) == readers.BAD_ROWS
+
+
+# ---------------------------------------------------------------- unusual texts
+
+
+def test_a_text_with_nul_is_kept_as_it_is_and_noted(read):
+    documents, findings = read([{"text": "a\0b"}, {"text": "c"}])
+    assert texts(documents) == ["a\0b", "c"]
+    assert findings == Findings(noted={"holds NUL": 1})
+
+
+def test_half_a_surrogate_pair_becomes_text_that_can_be_encoded_and_is_noted(read):
+    documents, findings = read(b'{"text": "a\\ud800b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert texts(documents) == ["a?b", "😀"]
+    assert findings == Findings(noted={"held half a surrogate pair": 1})
+
+
+@pytest.mark.parametrize("on_bad_row", OnBadRow)
+def test_an_empty_text_is_left_out_and_counted_by_either_rule(read, on_bad_row):
+    documents, findings = read([{"text": ""}, {"text": None}, {"text": " "}], on_bad_row=on_bad_row)
+    assert texts(documents) == [" "]
+    assert findings == Findings(skipped={"empty": 2})

@@ -1,16 +1,18 @@
+import json
+from contextlib import suppress
 from hashlib import sha256
 
 import numpy as np
 import pytest
 
-from tinyllama.data.mds import LocalDataset
+from tinyllama.data.mds import LocalDataset, MDSWriter
 from tinyllama.data.shards import ShardWriter, merge_shards, read_shards
 
 SAMPLES = np.arange(40 * 9, dtype=np.uint16).reshape(40, 9)
 
 
-def write(folder, samples, shard_bytes=500, dtype="uint16"):
-    with ShardWriter(folder, np.dtype(dtype), shard_bytes) as writer:
+def write(folder, samples, shard_samples=16, dtype="uint16"):
+    with ShardWriter(folder, np.dtype(dtype), samples.shape[1] - 1, shard_samples) as writer:
         writer.write(samples.astype(dtype))
     return writer.shards
 
@@ -24,14 +26,44 @@ def test_samples_come_back_from_streaming_as_they_were_written(tmp_path, dtype):
     assert np.array_equal(read, SAMPLES)
 
 
-def test_shards_keep_to_their_size_and_carry_the_digest_of_their_file(tmp_path):
-    shards = write(tmp_path / "a", SAMPLES)
-    assert len(shards) > 2
-    assert sum(shard.samples for shard in shards) == len(SAMPLES)
-    for shard in shards:
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+@pytest.mark.parametrize("length", [9, 255, 256, 65_536])
+def test_the_files_are_those_that_mosaics_own_writer_writes(tmp_path, dtype, length):
+    samples = np.random.default_rng(0).integers(0, 65_536, (7, length)).astype(dtype)
+    write(tmp_path / "ours", samples, shard_samples=4, dtype=dtype)
+    entries = []
+    for number, begin in enumerate((0, 4)):
+        with MDSWriter(
+            out=str(tmp_path / str(number)), columns={"tokens": f"ndarray:{dtype}"}, hashes=["sha256"], size_limit=None
+        ) as writer:
+            for sample in samples[begin : begin + 4]:
+                writer.write({"tokens": sample})
+        theirs = (tmp_path / str(number) / "shard.00000.mds").read_bytes()
+        assert (tmp_path / "ours" / f"shard.{number:05d}.mds").read_bytes() == theirs
+        [entry] = json.loads((tmp_path / str(number) / "index.json").read_text())["shards"]
+        entries.append(entry | {"raw_data": entry["raw_data"] | {"basename": f"shard.{number:05d}.mds"}})
+    assert json.loads((tmp_path / "ours" / "index.json").read_text()) == {"version": 2, "shards": entries}
+
+
+def test_every_shard_but_the_last_is_full_however_the_samples_arrive(tmp_path):
+    with ShardWriter(tmp_path / "a", SAMPLES.dtype, SAMPLES.shape[1] - 1, 16) as writer:
+        for begin, end in ((0, 0), (0, 1), (1, 35), (35, 40)):
+            writer.write(SAMPLES[begin:end])
+    assert [shard.samples for shard in writer.shards] == [16, 16, 8]
+    assert writer.shards == write(tmp_path / "b", SAMPLES)
+
+
+def test_shards_carry_the_size_and_digest_of_their_file(tmp_path):
+    for shard in write(tmp_path / "a", SAMPLES):
         content = (tmp_path / "a" / shard.name).read_bytes()
         assert (shard.bytes, shard.sha256) == (len(content), sha256(content).hexdigest())
-        assert shard.bytes <= 500
+
+
+def test_writing_that_fails_leaves_no_index_that_would_pass_for_a_whole(tmp_path):
+    with suppress(OSError), ShardWriter(tmp_path / "a", SAMPLES.dtype, SAMPLES.shape[1] - 1, 16) as writer:
+        writer.write(SAMPLES)
+        raise OSError("no room")
+    assert not (tmp_path / "a" / "index.json").exists()
 
 
 def test_merged_folders_read_as_one_in_order(tmp_path):

@@ -13,7 +13,8 @@ from random import Random
 import pyarrow.parquet
 import pytest
 
-from tinyllama.data.readers import find_files, read_documents
+from tinyllama.data.listing import find_files
+from tinyllama.data.readers import Findings, read_documents
 from tinyllama.data.sources import problems
 from tinyllama.data.sources.chinese import chinese, number_in_words
 from tinyllama.data.sources.code import notebooks, python_modules
@@ -41,13 +42,13 @@ def read(data, compose):
     corpora = compose("+scale=demo", f"paths.data={data}")[-1].corpora | _others(compose, data)
 
     def texts(name):
-        skipped = Counter()
+        findings = Findings()
         found = [
             document.text
-            for path in find_files(corpora[name])
-            for document in read_documents(path, corpora[name], skipped)
+            for file in find_files(corpora[name])
+            for document in read_documents(Path(file.path), file, corpora[name], findings)
         ]
-        return found, skipped
+        return found, findings.skipped
 
     return texts
 
@@ -176,7 +177,7 @@ def test_sheets_of_problems_are_endless_and_differ():
 
 
 def test_the_commands_build_and_prepare_a_corpus_and_say_so_in_one_json_document(data, run):
-    settings = ("+scale=demo", f"paths.data={data}")
+    settings = ("+scale=demo", f"paths.data={data}", "tracking=none")
     assert run("sample", *settings).code == 0
     first = run("prepare", *settings, "corpus=skypile", "format=json")
     document = json.loads(first.out)

@@ -124,13 +124,15 @@ def test_shards_are_fetched_before_they_are_read(packed, compressed, tmp_path):
     store.close()
 
 
-def test_two_ranks_share_a_cache_of_remote_shards(packed, compressed, tmp_path, on_ranks):
+@pytest.mark.parametrize("limit", [None, 24_000])
+def test_two_ranks_share_a_cache_of_remote_shards(packed, compressed, tmp_path, on_ranks, limit):
     order = order_of(packed)
     cache = {name: tmp_path / name for name in MIXTURE.names}
-    remotes = {name: str(folder) for name, folder in compressed.items()}
-    found = on_ranks(
-        2, lambda world: sample_ids(order, cache, 400, world=world, run_id="shared", remotes=remotes, workers=1)
-    )
+    settings = {
+        "run_id": "shared", "remotes": {name: str(folder) for name, folder in compressed.items()}, "workers": 1,
+        "cache_limit": limit,
+    }  # fmt: skip
+    found = on_ranks(2, lambda world: sample_ids(order, cache, 400, world=world, **settings))
     by_rank = np.array(found).reshape(2, -1, 4).swapaxes(0, 1)
     assert by_rank.ravel().tolist() == order.samples(np.arange(400)).sample_id.tolist()
     assert left_behind("shared", cache) == []

@@ -3,9 +3,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import sentencepiece
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.data.conftest import WORDS
+from tinyllama.config.schema import TokenizerConfig
+from tinyllama.data import seams
+from tinyllama.data import tokenizer as tokenizer_module
 from tinyllama.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from tinyllama.errors import ConfigError
 
@@ -41,12 +46,80 @@ def test_digits_are_split_and_new_lines_are_bytes(tokenizer):
     assert len(model.encode("a\nb")) == len(model.encode("a")) + 2
 
 
+def encoded(config, *texts):
+    return [ids.tolist() for ids in Tokenizer.load(config).encode_documents(texts)]
+
+
 def test_documents_end_with_eos_and_begin_with_bos_where_the_config_says_so(tokenizer):
     text = "river light"
     plain = Tokenizer.load(tokenizer).encode(text)
-    assert Tokenizer.load(tokenizer).encode_documents([text, "sand"])[0] == [*plain, EOS]
-    assert Tokenizer.load(replace(tokenizer, add_bos=True)).encode_documents([text]) == [[BOS, *plain, EOS]]
-    assert Tokenizer.load(replace(tokenizer, add_eos=False)).encode_documents([text]) == [plain]
+    assert encoded(tokenizer, text, "sand")[0] == [*plain, EOS]
+    assert encoded(replace(tokenizer, add_bos=True), text) == [[BOS, *plain, EOS]]
+    assert encoded(replace(tokenizer, add_eos=False), text) == [plain]
+
+
+FRAGMENTS = [*WORDS, "sandriver", " ", "  ", "\n", "\n\n", "\t", "▁", "\0", "7", "</s>", "<s>", "é", "🙂", "，"]
+texts = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=60).map("".join)
+
+
+@pytest.fixture
+def short_stretches(monkeypatch):
+    """Texts are cut as soon as they have more than five characters."""
+    for module in (seams, tokenizer_module):
+        monkeypatch.setattr(module, "STRETCH", 5)
+    monkeypatch.setattr(tokenizer_module, "AT_A_TIME", 3)
+
+
+@given(documents=st.lists(texts, max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_encoded_in_stretches_is_encoded_as_a_whole(tokenizer, short_stretches, documents):
+    whole = [[*Tokenizer.load(tokenizer).encode(text), EOS] for text in documents]
+    assert encoded(tokenizer, *documents) == whole
+
+
+def test_long_documents_are_cut_at_all(tokenizer, monkeypatch):
+    model, taken = Tokenizer.load(tokenizer), []
+    monkeypatch.setattr(model, "_encode", lambda texts: taken.extend(texts) or model._encode_by_sentencepiece(texts))
+    text = "river light " * 5_000
+    assert model.encode_documents([text])[0].tolist() == [*model.encode(text), EOS]
+    assert len(taken) > 10
+    assert max(map(len, taken)) < 5_000
+
+
+@pytest.fixture(scope="module", params=["unigram", "nfkc", "no byte fallback", "trimmed"])
+def other_model(request, tmp_path_factory, sentences) -> TokenizerConfig:
+    """A model whose pieces alone do not decide where a text can be cut."""
+    path = tmp_path_factory.mktemp("other") / "other.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences(300, seed=1)),
+        model_prefix=str(path.with_suffix("")),
+        model_type="unigram" if request.param == "unigram" else "bpe",
+        byte_fallback=request.param != "no byte fallback",
+        normalization_rule_name="nmt_nfkc" if request.param == "nfkc" else "identity",
+        remove_extra_whitespaces=request.param == "trimmed",
+        vocab_size=320,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    size = sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size()
+    return TokenizerConfig(name="other", path=str(path), vocab_size=size)
+
+
+@given(document=texts)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_models_that_their_pieces_do_not_explain_encode_documents_whole(other_model, short_stretches, document):
+    assert encoded(other_model, document) == [[*Tokenizer.load(other_model).encode(document), EOS]]
+
+
+def test_documents_that_can_be_cut_have_any_length_and_others_a_limit(tokenizer, short_stretches, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "LONGEST_STRETCH", 6)
+    model = Tokenizer.load(tokenizer)
+    assert model.can_encode("river")
+    assert model.can_encode("7" * 1_000)  # no piece holds two digits
+    assert model.can_encode("1 2\n" * 1_000)
+    joined = max((piece for token in range(model.vocab_size) if "<" not in (piece := model.piece(token))), key=len)
+    assert len(joined) > 6
+    assert not model.can_encode(f"river {joined}")
 
 
 def test_a_missing_model_names_the_command_that_makes_it(tokenizer):

@@ -37,6 +37,7 @@ def make_record(tmp_path: Path) -> MakeRecord:
             "done": directory / "DONE",
             "lock": directory / ".lock",
             "outbox": directory / "outbox",
+            "evaluations": directory / "evaluations",
         }
         return RunRecord(**(values | changes))  # type: ignore[arg-type]
 

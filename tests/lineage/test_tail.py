@@ -65,7 +65,7 @@ def test_a_journal_that_a_resumed_run_has_cut_is_read_from_its_beginning(tmp_pat
     assert steps_of(tail) == list(range(1, 12))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(first=some.integers(0, 3000), second=some.integers(0, 3000))
 def test_whatever_is_there_at_once_it_comes_whole_and_in_order(tmp_path_factory: Any, first: int, second: int) -> None:
     path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"

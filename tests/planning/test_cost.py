@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from tinyllama.config.schema import SlurmConfig
 from tinyllama.planning.corpora import Corpus, Inventory
-from tinyllama.planning.cost import Throughput, assumed_throughput, expense, sum_up, throughput
+from tinyllama.planning.cost import Throughput, assumed_throughput, expense, jobs_in_a_row, sum_up, throughput
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.tree import Job, grow
 
@@ -100,3 +101,11 @@ def test_what_is_trained_already_is_not_left_to_train(tree):
     totals = totals_of(nodes, trained=trained)
     assert totals.gpu_hours_remaining == pytest.approx((continual.plan.tokens - 40_960) / 1000 / 3600)
     assert totals_of(nodes).gpu_hours_remaining == totals_of(nodes).gpu_hours
+
+
+@pytest.mark.parametrize(
+    "hours, jobs",
+    [(0.0, 1), (0.1, 1), (1.75, 1), (1.76, 2), (2.0, 2), (3.5, 2), (17.6, 11), (None, None)],
+)
+def test_a_job_trains_until_its_notice_and_the_next_one_goes_on(hours, jobs):
+    assert jobs_in_a_row(hours, SlurmConfig(time_hours=2, notice_seconds=900)) == jobs

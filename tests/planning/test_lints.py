@@ -1,5 +1,6 @@
 """Each lint sees the fault that it is there for, once, and the families of conf/ are without fault."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -13,10 +14,12 @@ from tinyllama.config.checks import check_path
 from tinyllama.config.stages import continued_stages
 from tinyllama.data.inventory import take_inventory
 from tinyllama.errors import ConfigError
+from tinyllama.planning.corpora import Corpus, Inventory
 from tinyllama.planning.lints import LINTS, Lint, lint, require_no_errors
 from tinyllama.planning.memory import estimate_memory
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.tree import Job, Node, grow
+from tinyllama.planning.views import View
 
 DOCS = Path(__file__).parents[2] / "docs"
 VARIANTS, STAGES = ("standard", "math_code", "chinese"), ("basic", "continual", "cooldown")
@@ -263,6 +266,42 @@ def test_corpora_that_read_the_same_rows_of_the_same_files_are_an_error(family, 
     assert messages({**both, "corpora.starcoder.keep": {"license": ["mit"]}}) == []
     assert messages({**both, "corpora.proof_pile_2.text_field": "comment"}) == []
     assert messages(both, variant="chinese") == [], "nobody reads both"
+
+
+def test_a_stage_whose_order_leaves_its_parents_within_an_epoch_is_warned_of(family):
+    def messages(*lengths):
+        return only(lint(family("+variant=chinese", "stage=cooldown", *lengths)), "reordered_epoch")
+
+    (message,) = messages("stage.seq_len=4096")
+    assert message.startswith("stage.seq_len=4096 has another order than the 2048 of the parent of stage cooldown")
+    assert re.search(r"within the running epoch of slimpajama \(\d+% of it is read\), skypile \(\d+% of it", message)
+    assert len(messages("++stages.continual.seq_len=4096")) == 2, "there and back"
+    assert messages("++stages.basic.seq_len=1024", "++stages.continual.seq_len=512") == []
+    assert messages("model.seq_len=4096", "packing.seq_len=2048") == [], "all stages in one order"
+
+
+@pytest.mark.parametrize("shards, left", [([64] * 40 + [63], 3), ([6] * 40, 80)])
+def test_what_joining_leaves_out_is_noted_above_a_hundredth(compose, nothing, shards, left):
+    path = compose("+scale=demo", "stage=basic", "stage.seq_len=512", nothing)
+    names = path[-1].corpora
+    inventory = Inventory({name: Corpus(name, f"of {name}", tuple(shards)) for name in names}, "of the tokenizer")
+    found = lint(grow([Job((), path, make_plan(path, inventory))]))
+    words = f"stage.seq_len=512 leaves out {left} of the {sum(shards)} prepared samples of slimpajama: 4 of one shard"
+    assert View(joined=4).left_out(shards) == left
+    assert [message[: len(words)] for message in only(found, "left_out")] == [words] * (100 * left > sum(shards))
+
+
+def test_a_version_that_was_chosen_is_noted(compose):
+    path = compose("+scale=demo", "stage=basic", "corpora.slimpajama.version=ab12")
+    corpus = Corpus("slimpajama", "ab12" + "0" * 60, (64,) * 40)
+
+    def messages(corpus):
+        plan = make_plan(path, Inventory({"slimpajama": corpus}, "of the tokenizer"))
+        return only(lint(grow([Job((), path, plan)])), "pinned_version")
+
+    (message,) = messages(corpus)
+    assert message.startswith("corpora.slimpajama.version=ab12: ") and "(fingerprint ab1200000000)" in message
+    assert messages(replace(corpus, prepared=False)) == []
 
 
 # ---------------------------------------------------------------- size

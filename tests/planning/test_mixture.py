@@ -34,7 +34,7 @@ def deviation(mixture, start=0, stop=4000):
 
 
 @given(mixtures())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_each_corpus_stays_within_the_bound_of_its_share_at_every_prefix(mixture):
     positions = np.arange(2500)
     counts = mixture.counts(positions)
@@ -43,7 +43,7 @@ def test_each_corpus_stays_within_the_bound_of_its_share_at_every_prefix(mixture
 
 
 @given(mixtures(), st.integers(0, 10**9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_position_draws_the_next_sample_of_one_corpus(mixture, start):
     positions = np.arange(start, start + 1500)
     counts = mixture.counts(np.append(positions, start + 1500))
@@ -53,7 +53,6 @@ def test_each_position_draws_the_next_sample_of_one_corpus(mixture, start):
 
 
 @given(mixtures(), st.lists(st.integers(0, 10**9), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_a_position_alone_gives_what_it_gives_among_others(mixture, positions):
     together = np.stack(mixture.draws(positions))
     alone = [np.stack(mixture.draws(position)) for position in positions]

@@ -36,7 +36,6 @@ def ids_of(order, name, samples):
 
 
 @given(corpora, st.integers(0, 10**6))
-@settings(deadline=None)
 def test_an_epoch_holds_no_sample_twice_and_leaves_out_fewer_than_there_are_lanes(corpus, epoch):
     ids = corpus.sample_ids(np.arange(corpus.epoch_samples) + epoch * corpus.epoch_samples)
     assert np.unique(ids).size == ids.size > corpus.samples - corpus.lanes
@@ -44,7 +43,6 @@ def test_an_epoch_holds_no_sample_twice_and_leaves_out_fewer_than_there_are_lane
 
 
 @given(corpora, st.data())
-@settings(deadline=None)
 def test_any_draw_alone_gives_what_it_gives_in_sequence(corpus, data):
     epochs = corpus.sample_ids(np.arange(5 * corpus.epoch_samples))
     draws = np.array(data.draw(st.lists(st.integers(0, epochs.size - 1), min_size=1, max_size=20)))
@@ -52,7 +50,6 @@ def test_any_draw_alone_gives_what_it_gives_in_sequence(corpus, data):
 
 
 @given(corpora, st.integers(0, 10**6))
-@settings(deadline=None)
 def test_from_each_sample_the_way_leads_back_to_its_draw(corpus, epoch):
     draws = np.arange(corpus.epoch_samples) + epoch * corpus.epoch_samples
     ids = corpus.sample_ids(draws)
@@ -62,7 +59,7 @@ def test_from_each_sample_the_way_leads_back_to_its_draw(corpus, epoch):
 
 
 @given(st.sampled_from([BASIC, MATH, CHINESE]), st.sampled_from([1, 2, 4]), st.integers(0, 1500), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_samples_occurrences_are_those_that_reading_every_position_finds(mixture, lanes, drawn, data):
     order = order_of(mixture, lanes=lanes, window=5, start_draws={"slim": drawn // lanes * lanes})
     stop = data.draw(st.integers(1, 6000 // lanes)) * lanes
@@ -110,7 +107,7 @@ def test_positions_asked_in_any_order_give_what_they_give_in_sequence(lanes):
 
 
 @given(st.integers(0, 3000).map(lambda rounds: 4 * rounds), st.sampled_from([1, 2, 4]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_ledger_counts_what_was_drawn(position, lanes):
     start = {"slim": 400, "star": 0, "elsewhere": 7}
     order = order_of(MATH, lanes=lanes, start_draws=start)

@@ -1,11 +1,13 @@
 """Stages of a path joined into one life."""
 
+import numpy as np
 import pytest
 
 from tinyllama.data.inventory import take_inventory
 from tinyllama.planning.corpora import Corpus, Inventory
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.tree import Job, grow
+from tinyllama.planning.views import carry
 
 SIZES = {"slimpajama": (64,) * 40, "starcoder": (64,) * 9, "proof_pile_2": (64,) * 7, "skypile": (50,) * 21}
 PREPARED = Inventory({name: Corpus(name, f"of {name}", sizes) for name, sizes in SIZES.items()}, "of the tokenizer")
@@ -23,6 +25,47 @@ def test_a_child_goes_on_where_its_parent_stopped(plan):
         assert child.start_tokens == parent.end_tokens
         assert child.start_draws == parent.order.draws_before(parent.samples)
         assert sum(child.start_draws.values()) * child.seq_len == child.start_tokens
+
+
+@pytest.mark.parametrize("seq_len", [32, 256])
+def test_a_child_of_another_context_starts_at_its_parents_end_in_its_own_samples(plan, seq_len):
+    child = plan("+variant=chinese", "stage=continual", f"stage.seq_len={seq_len}")
+    parent, plain = child.parent, plan("+variant=chinese", "stage=continual")
+    assert (parent.digest, parent.seq_len) == (plain.parent.digest, 128)
+    assert child.digest != plain.digest
+    assert child.start_tokens == parent.end_tokens
+    assert child.batch_tokens == plain.batch_tokens and child.tokens == plain.tokens
+    drawn = parent.order.draws_before(parent.samples)
+    shards = PREPARED.corpora["slimpajama"].shard_samples
+    assert child.start_draws == carry(drawn, {"slimpajama": shards}, 1, parent.view, child.view)
+    assert child.start_draws["slimpajama"] * seq_len == pytest.approx(parent.end_tokens, abs=seq_len)
+    assert child.order.samples([0]).draw == child.start_draws["slimpajama"]
+
+
+def test_a_fork_of_another_context_starts_where_its_parent_was(plan):
+    fork = plan("stage=continual", "stage.fork_at_tokens=100_000", "stage.seq_len=64")
+    batch = fork.parent.batch_tokens
+    assert fork.start_tokens == -(-100_000 // batch) * batch
+    assert sum(fork.start_draws.values()) * 64 == fork.start_tokens
+
+
+def test_the_ramp_of_a_stage_of_another_context_is_as_long_in_tokens(plan):
+    plain, short = (plan("+variant=chinese", "stage=continual", *more) for more in ([], ["stage.seq_len=32"]))
+    tokens = plain.ramp_tokens // 2
+    assert short.weights_at(tokens // 32) == pytest.approx(plain.weights_at(tokens // 128), abs=1e-2)
+
+
+def test_a_grandchild_back_at_the_prepared_length_repeats_nothing(plan):
+    cooldown = plan("+variant=chinese", "stage=cooldown", "++stages.continual.seq_len=32")
+    seen = set()
+    for stage in cooldown.path:
+        found = stage.order.samples(np.arange(stage.samples))
+        mine = found.sample_id[found.corpus == stage.order.names.index("skypile")] if "skypile" in stage.corpora else []
+        pieces = 4 // stage.view.pieces
+        here = {piece for each in mine for piece in range(each * pieces, (each + 1) * pieces)}
+        assert len(here) == len(mine) * pieces and not here & seen
+        seen |= here
+    assert 0 < len(seen) < 4 * sum(SIZES["skypile"])
 
 
 def test_variants_share_the_basic_stage_and_differ_from_there(plan):

@@ -27,6 +27,11 @@ class CorpusRecord:
     manifest: str
     """Digest of what the manifest said, times and paths aside."""
 
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a prepared sample."""
+        return self.tokens // self.samples
+
     def corpus(self, name: str) -> Corpus:
         """As planning knows it."""
         return Corpus(name, self.fingerprint, self.shard_samples)
@@ -77,4 +82,5 @@ def record_corpus(folder: Path) -> CorpusRecord:
 def _lasting(manifest: Manifest) -> dict[str, Any]:
     """A manifest without what changes when files are moved, copied or touched."""
     sources = [{"bytes": source.bytes, "sha256": source.sha256} for source in manifest.sources]
-    return asdict(manifest) | {"sources": sources}
+    parts = [asdict(part) | {"folder": ""} for part in manifest.parts]
+    return asdict(manifest) | {"sources": sources, "parts": parts, "bad_rows": len(manifest.bad_rows)}

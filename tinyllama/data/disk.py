@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import TypeGuard
 
@@ -16,10 +17,30 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force all files and names below a folder to the disk."""
+    """Force all files and names below a folder to the disk; a file of several names was there before."""
     for path in folder.rglob("*"):
-        sync(path)
+        if path.is_dir() or path.stat().st_nlink == 1:
+            sync(path)
     sync(folder)
+
+
+def link(source: Path, target: Path) -> None:
+    """Another name for a file; a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS):
+            raise
+        shutil.copyfile(source, target)
+
+
+def point(name: Path, target: Path) -> None:
+    """Make `name` a symbolic link to its neighbour `target`, at once where it is one to another."""
+    aside = name.with_name(f".{name.name}-link")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target.name)
+    aside.replace(name)
+    sync(name.parent)
 
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:

@@ -1,8 +1,12 @@
 """Micro-batches of token ids in the exact order of the plan, for training and for validation."""
 
 import os
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tinyllama import signals
 from tinyllama.data.integrity import Unsound, examine, read_sample, shard_path
 from tinyllama.data.mds import LocalDataset
+from tinyllama.data.remote import PATIENCE_SECONDS
 from tinyllama.data.shards import INDEX
-from tinyllama.data.streaming import PATIENCE_SECONDS, ShardStore
+from tinyllama.data.streaming import ShardStore
 from tinyllama.errors import ConfigError, DamageError, TinyllamaError
 from tinyllama.planning.order import SampleOrder, Samples
+from tinyllama.planning.views import View
 from tinyllama.world import World
 
 _Rows = tuple[NDArray[Any], Samples]
@@ -59,6 +65,7 @@ def train_loader(
     remotes: Mapping[str, str] | None = None,
     cache_limit: int | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
+    ahead: int = 2,
 ) -> Generator[MicroBatch, None, None]:
     """This rank's micro-batches of positions [start, stop) of a stage; all ranks must call it at the same point.
 
@@ -67,8 +74,11 @@ def train_loader(
         start, stop: in samples of the stage; micro-step u of all ranks together is the contiguous range of
             world.size * micro_batch positions that begins at start + u * world.size * micro_batch.
         run_id: distinguishes runs that share a node.
-        workers: processes that read; 0 reads in this one.
+        workers: processes that read; 0 reads in a thread of this one.
+        remotes: where the corpora are fetched from, all of them; their folders are caches then.
+        cache_limit: bytes of them on each node, in all.
         patience_seconds: how long a remote that fails is asked again.
+        ahead: micro-batches that are read before they are asked for.
 
     Raises:
         DamageError: the shards on disk are not those that the order was planned for; or, when it is due, a shard that
@@ -92,7 +102,7 @@ def train_loader(
                 f"{order.shard_samples[name].sum()} in {order.shard_samples[name].size}; prepare {name} again"
             )
     reader = _Reader(order, store, world=world, micro_batch=micro_batch, start=start, stop=stop)
-    return _read(reader, workers, store)
+    return _in_workers(reader, store, workers, ahead) if workers else _in_thread(reader, store, ahead)
 
 
 def validation_loader(
@@ -100,26 +110,33 @@ def validation_loader(
 ) -> Iterator[MicroBatch]:
     """This rank's share of the first `samples` held-out samples of one corpus (all, if there are fewer; none at worst).
 
-    The samples are divided as evenly as can be, and all ranks make equally many passes, as ZeRO-3 needs them to: a
-    rank for which nothing is left gets a row of sample_id NO_SAMPLE, which must not be counted. `corpus` is 0.
+    Those of another prepared length are cut or joined as training's are. The samples are divided as evenly as can be,
+    and all ranks make equally many passes, as ZeRO-3 needs them to: a rank for which nothing is left gets a row of
+    sample_id NO_SAMPLE, which must not be counted. `corpus` is 0.
 
     Raises:
-        ConfigError: the samples have another length than seq_len + 1.
+        ConfigError: samples of the prepared length can neither be cut into such of seq_len nor joined.
         DamageError: a shard is missing or damaged.
     """
     if not (folder / INDEX).exists():  # no document was held out
         return
     split = _HeldOut(folder)
-    count = min(samples, len(split))
+    packed = len(split.tokens(0)) - 1
+    if packed % seq_len and seq_len % packed:
+        raise ConfigError(
+            f"model.seq_len={seq_len}, but {folder} was prepared with {packed}, which it neither divides nor is a "
+            f"multiple of; prepare it again"
+        )
+    view, sizes = View.of(packed, seq_len), split.shard_samples
+    count = min(samples, view.samples(sizes))
+    if not count:  # no shard holds as many as are joined
+        return
     passes = -(-count // (world.size * micro_batch))
     for ids in np.array_split(np.arange(count), passes * world.size)[world.rank :: world.size]:
         real = ids if ids.size else np.array([NO_SAMPLE])
-        rows = [split.tokens(max(0, int(index))) for index in real]
-        if len(rows[0]) != seq_len + 1:
-            raise ConfigError(
-                f"model.seq_len={seq_len}, but {folder} was prepared with {len(rows[0]) - 1}; prepare it again"
-            )
-        yield _micro_batch(np.stack(rows), Samples(np.zeros_like(real), real, real))
+        read = np.maximum(0, real)
+        rows = list(map(view.tokens, read.tolist(), view.first(read, sizes).tolist(), repeat(split.tokens)))
+        yield _micro_batch((np.stack(rows), Samples(np.zeros_like(real), real, real)))
 
 
 def rank_positions(begins: NDArray[np.int64], *, world: World, micro_batch: int, lanes: int = 1) -> NDArray[np.int64]:
@@ -144,8 +161,9 @@ class _HeldOut:
             raise DamageError(f"{folder / INDEX} cannot be used ({error}); {self._remedy}") from error
         self._marks: dict[int, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._split)
+    @property
+    def shard_samples(self) -> NDArray[np.int64]:
+        return np.array([shard.samples for shard in self._split.shards], np.int64)
 
     def tokens(self, sample_id: int) -> NDArray[Any]:
         number, place = self._split.spanner[sample_id]
@@ -162,7 +180,7 @@ class _HeldOut:
 
     @property
     def _remedy(self) -> str:
-        return f"restore it from a copy, or delete {self._folder.parent} and prepare the corpus again"
+        return "restore it from a copy, or delete it and prepare the corpus again"
 
 
 class _Reader(IterableDataset[_Rows | TinyllamaError]):
@@ -175,7 +193,7 @@ class _Reader(IterableDataset[_Rows | TinyllamaError]):
         self._order, self._store, self._world, self._micro_batch = order, store, world, micro_batch
         self._begins = range(start, stop, world.size * micro_batch)
 
-    def __iter__(self) -> Iterator[_Rows | TinyllamaError]:
+    def __iter__(self) -> Generator[_Rows | TinyllamaError, None, None]:
         try:
             yield from self._rows()
         except TinyllamaError as error:
@@ -184,10 +202,23 @@ class _Reader(IterableDataset[_Rows | TinyllamaError]):
     def _rows(self) -> Iterator[_Rows]:
         worker = get_worker_info()
         begins = self._begins[worker.id :: worker.num_workers] if worker else self._begins
-        for chunk in self._store.arrived(self._chunks(begins)):
-            for corpus, draw, sample_id in zip(chunk.corpus, chunk.draw, chunk.sample_id, strict=True):
-                rows = list(map(self._store.tokens, corpus.tolist(), sample_id.tolist()))
+        ahead: deque[Samples] = deque()
+        for prepared in self._store.arrived(self._prepared(self._chunks(begins), ahead)):
+            chunk = ahead.popleft()
+            for corpus, draw, sample_id, first in zip(
+                chunk.corpus, chunk.draw, chunk.sample_id, prepared.sample_id, strict=True
+            ):
+                rows = list(map(self._tokens, corpus.tolist(), sample_id.tolist(), first.tolist()))
                 yield np.stack(rows), Samples(corpus, draw, sample_id)
+
+    def _prepared(self, chunks: Iterator[Samples], ahead: deque[Samples]) -> Iterator[Samples]:
+        """The prepared samples in which those of the chunks begin; the chunks themselves go to `ahead`."""
+        for chunk in chunks:
+            ahead.append(chunk)
+            yield replace(chunk, sample_id=self._order.prepared(chunk))
+
+    def _tokens(self, corpus: int, sample_id: int, first: int) -> NDArray[Any]:
+        return self._order.view.tokens(sample_id, first, partial(self._store.tokens, corpus))
 
     def _chunks(self, begins: range) -> Iterator[Samples]:
         """The samples of some steps at a time, [steps, micro_batch]."""
@@ -199,23 +230,47 @@ class _Reader(IterableDataset[_Rows | TinyllamaError]):
             )
 
 
-def _read(reader: _Reader, workers: int, store: ShardStore) -> Generator[MicroBatch, None, None]:
+def _in_thread(reader: _Reader, store: ShardStore, ahead: int) -> Generator[MicroBatch, None, None]:
+    """What is read next to the training, at most `ahead` micro-batches before they are asked for."""
+    found = iter(reader)
+    pinned = torch.cuda.is_available()
+    # A thread's device is the first of all, unless told.
+    device: Any = {"initializer": torch.cuda.set_device, "initargs": (torch.cuda.current_device(),)} if pinned else {}
+    pool = ThreadPoolExecutor(1, **device)
+    waiting = deque(pool.submit(_next, found, pinned) for _ in range(ahead))
+    try:
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(_next, found, pinned))
+            yield batch
+    finally:
+        store.leave()
+        pool.shutdown(cancel_futures=True)
+        found.close()
+        store.close()
+
+
+def _in_workers(reader: _Reader, store: ShardStore, workers: int, ahead: int) -> Generator[MicroBatch, None, None]:
     loader: DataLoader[_Rows | TinyllamaError] = DataLoader(
         reader,
         batch_size=None,
         num_workers=workers,
+        prefetch_factor=max(1, -(-ahead // workers)),
         collate_fn=_unchanged,
         worker_init_fn=_serve,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context="fork",
         generator=torch.Generator(),  # else it would take a number from the generator of the run
     )
     try:
         for found in loader:
-            if isinstance(found, TinyllamaError):
-                raise found
-            yield _micro_batch(*found)
+            yield _micro_batch(found)
     finally:
         store.close()
+
+
+def _next(found: Iterator[_Rows | TinyllamaError], pinned: bool) -> MicroBatch | None:
+    """None at the end. Pinned memory reaches a GPU while it computes."""
+    rows = next(found, None)
+    return None if rows is None else _micro_batch(rows, pinned)
 
 
 def _serve(worker: int) -> None:
@@ -229,9 +284,13 @@ def _unchanged(rows: Any) -> Any:
     return rows
 
 
-def _micro_batch(rows: NDArray[Any], samples: Samples) -> MicroBatch:
+def _micro_batch(found: _Rows | TinyllamaError, pinned: bool = False) -> MicroBatch:
+    if isinstance(found, TinyllamaError):
+        raise found
+    rows, samples = found
+    tokens = torch.from_numpy(rows.astype(np.int64))
     return MicroBatch(
-        tokens=torch.from_numpy(rows.astype(np.int64)),
+        tokens=tokens.pin_memory() if pinned else tokens,
         corpus=torch.from_numpy(samples.corpus),
         draw=torch.from_numpy(samples.draw),
         sample_id=torch.from_numpy(samples.sample_id),

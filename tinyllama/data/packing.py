@@ -1,6 +1,7 @@
 """A stream of tokens -> samples of seq_len + 1 tokens at stride seq_len: each token is predicted once."""
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 
@@ -19,8 +20,9 @@ class Packer:
         # A copy, lest the tail keep the whole stream in memory.
         self._waiting = stream[count * self.seq_len :].copy()
         self.samples += count
-        starts = self.seq_len * np.arange(count)[:, None]
-        return stream[starts + np.arange(self.seq_len + 1)]
+        if not count:
+            return np.empty((0, self.seq_len + 1), stream.dtype)
+        return sliding_window_view(stream, self.seq_len + 1)[:: self.seq_len]
 
     @property
     def left_over(self) -> NDArray[np.integer]:

@@ -1,92 +1,88 @@
 """Groups of raw files -> parts of a prepared corpus, in parallel.
 
-A part is a folder with the shards of both splits and a result; an interrupted preparation goes on with the missing
-ones. What a part holds depends on its files and the recipe alone, never on the number of processes.
+A part is a folder with the shards of both splits and a tally, which says what its files were; it appears under its name
+when it is whole. An interrupted preparation goes on with the parts that are missing. What a part holds depends on its
+files and the recipe alone, never on the number of processes, the machines that share the work, or what encodes.
 """
 
 import json
 import multiprocessing
 import os
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from itertools import chain
+from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
+from secrets import token_hex
+from threading import Thread
 from typing import Any
 
-import numpy as np
-
-from tinyllama.config.schema import CorpusConfig, TokenizerConfig
+from tinyllama.config.schema import PreparationConfig, TokenizerEngine
 from tinyllama.data.disk import sync, sync_tree
-from tinyllama.data.manifest import TRAIN, VALIDATION, Source
-from tinyllama.data.packing import Packer, token_dtype
-from tinyllama.data.readers import Document, read_documents
-from tinyllama.data.shards import ShardWriter
+from tinyllama.data.gate import objection
+from tinyllama.data.listing import RawFile
+from tinyllama.data.manifest import Source
+from tinyllama.data.pack import DifferentIds, Tally, pack
+from tinyllama.data.recipe import Part, Recipe
 from tinyllama.data.tokenizer import Tokenizer
-from tinyllama.errors import TinyllamaError
+from tinyllama.errors import ConfigError, TinyllamaError
 
-SPLITS = (TRAIN, VALIDATION)
-BATCH_CHARACTERS = 1 << 20
-MAX_PARTS = 1024
-MIN_PART_BYTES = 1 << 18
 # Starting a process takes as long as tokenising about this much.
-PROCESS_BYTES = 1 << 24
+PROCESS_BYTES = 1 << 22
 RESULT = "part.json"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides how raw text becomes samples."""
-
-    corpus: CorpusConfig
-    tokenizer: TokenizerConfig
-    seq_len: int
-    shard_bytes: int
-
-
-@dataclass
-class Tally:
-    """What a part of a corpus came to; `left_over` holds the ids that fill no sample, by split."""
-
-    documents: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    characters: int = 0
-    tokens: int = 0
-    left_over: dict[str, list[int]] = field(default_factory=dict)
+# Begins the names of parts at which somebody is at work, or was killed.
+UNFINISHED = "."
+ERRORS_TOLD = 10
 
 
 def make_parts(
     recipe: Recipe,
-    sources: Sequence[Source],
-    folder: Path,
+    parts: Sequence[Part],
     progress: Callable[[int, int], None],
-    processes: int | None = None,
-) -> list[Path]:
-    """Make the parts of a corpus that `folder` lacks; returns the folders of all, in order."""
-    jobs = [(recipe, paths, folder / f"part-{number:04d}") for number, paths in enumerate(_cut(sources))]
-    missing = [job for job in jobs if not (job[2] / RESULT).exists()]
-    done = len(jobs) - len(missing)
-    progress(done, len(jobs))
-    worthwhile = 1 + sum(source.bytes for source in sources) // PROCESS_BYTES
-    for _ in _in_parallel(missing, processes or min(cores(), worthwhile)):
+    preparation: PreparationConfig | None = None,
+) -> None:
+    """Make those parts that are missing, or whose files have changed since they were made.
+
+    Raises:
+        ConfigError: raw files are damaged, or changed meanwhile; the other parts are made.
+    """
+    preparation = preparation or PreparationConfig()
+    missing = [part for part in parts if read_tally(part) is None]
+    for folder in {part.folder.parent for part in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    done = len(parts) - len(missing)
+    progress(done, len(parts))
+    worthwhile = 1 + sum(file.bytes for part in missing for file in part.files) // PROCESS_BYTES
+    processes = preparation.processes or min(cores(), worthwhile)
+    errors: list[ConfigError] = []
+    fast = bool(missing) and preparation.engine is TokenizerEngine.kitoken and _is_proven(recipe, missing)
+    warned = False
+    for outcome in _in_parallel(recipe, missing, processes, fast):
+        if isinstance(outcome, ConfigError):
+            errors.append(outcome)
+            continue
+        if outcome and not warned:
+            _warn(recipe, f"it encodes {outcome} differently")
+            warned = True
         done += 1
-        progress(done, len(jobs))
-    return [part for _, _, part in jobs]
+        progress(done, len(parts))
+    if errors:
+        raise _together(errors)
 
 
-def read_tally(part: Path) -> Tally:
-    """What a finished part came to."""
-    fields: dict[str, Any] = json.loads((part / RESULT).read_text(encoding="utf-8"))
-    return Tally(**fields | {name: Counter(fields[name]) for name in ("documents", "skipped")})
-
-
-def held_out(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation split: by its text alone, so that copies stay together."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) < fraction * 2**64
+def read_tally(part: Part) -> Tally | None:
+    """What a part came to; None if it is to be made: it is missing, or of files that were not yet what they are."""
+    try:
+        fields: dict[str, Any] = json.loads((part.folder / RESULT).read_bytes())
+        counters = {name: Counter(fields[name]) for name in ("documents", "skipped", "noted")}
+        tally = Tally(**fields | counters | {"sources": [Source(**source) for source in fields["sources"]]})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # the latter: of another version
+        return None
+    return tally if tuple(map(RawFile.read, tally.sources)) == part.files else None
 
 
 def cores() -> int:
@@ -94,74 +90,102 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _cut(sources: Sequence[Source]) -> Iterator[list[Path]]:
-    """Neighbouring files in groups of similar size, at most MAX_PARTS of them."""
-    enough = max(MIN_PART_BYTES, sum(source.bytes for source in sources) / MAX_PARTS)
-    group: list[Source] = []
-    for source in sources:
-        group.append(source)
-        if sum(member.bytes for member in group) >= enough:
-            yield [Path(member.path) for member in group]
-            group = []
-    if group:
-        yield [Path(member.path) for member in group]
+def _is_proven(recipe: Recipe, parts: Sequence[Part]) -> bool:
+    """Whether kitoken has shown that it gives sentencepiece's ids; says so where it has not."""
+    files = [file for part in parts for file in part.files]
+    scratch = parts[0].folder.with_name(f"{UNFINISHED}sample-{token_hex(4)}")
+    try:
+        why_not = objection(Tokenizer.load(recipe.tokenizer), recipe.corpus, files, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if why_not is not None:
+        _warn(recipe, why_not)
+    return why_not is None
 
 
-def _in_parallel(jobs: Sequence[tuple[Recipe, list[Path], Path]], processes: int) -> Iterator[Path]:
-    if min(processes, len(jobs)) <= 1:
-        yield from (_make_part(*job) for job in jobs)
+def _warn(recipe: Recipe, why_not: str) -> None:
+    name = recipe.corpus.name
+    print(
+        f"warning: corpora.{name} is not encoded by preparation.engine=kitoken: {why_not}; sentencepiece is used",
+        file=sys.stderr,
+    )
+
+
+_Outcome = ConfigError | str | None
+"""What is wrong with a part's files; or on which document kitoken was wrong, which was put right."""
+
+
+def _in_parallel(recipe: Recipe, parts: Sequence[Part], processes: int, fast: bool) -> Iterator[_Outcome]:
+    if min(processes, len(parts)) <= 1:
+        yield from (_make_part(recipe, part, fast) for part in parts)
         return
     # A fork server imports once, and unlike a plain fork inherits no thread of ours in mid-lock.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "tinyllama.data.mds"])
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(min(processes, len(parts)), context, _end_with_parent) as pool:
         try:
-            yield from pool.map(_make_part, *zip(*jobs, strict=True))
+            yield from pool.map(_make_part, repeat(recipe), parts, repeat(fast))
         except BrokenProcessPool as error:
             raise TinyllamaError(
-                f"a process that prepared corpora.{jobs[0][0].corpus.name} was killed, perhaps for want of memory; the "
+                f"a process that prepared corpora.{recipe.corpus.name} was killed, perhaps for want of memory; the "
                 "same command goes on with the parts that are missing"
             ) from error
 
 
-def _make_part(recipe: Recipe, paths: list[Path], folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    tally = Tally()
-    model = Tokenizer.load(recipe.tokenizer)
-    dtype = token_dtype(recipe.tokenizer.vocab_size)
-    packers = {split: Packer(recipe.seq_len, dtype) for split in SPLITS}
-    with (
-        ShardWriter(folder / TRAIN, dtype, recipe.shard_bytes) as train,
-        ShardWriter(folder / VALIDATION, dtype, recipe.shard_bytes) as validation,
-    ):
-        writers = {TRAIN: train, VALIDATION: validation}
-        documents = chain.from_iterable(read_documents(path, recipe.corpus, tally.skipped) for path in paths)
-        for split, texts in _batches(documents, recipe.corpus.validation_fraction):
-            encoded = model.encode_documents(texts)
-            writers[split].write(packers[split].add(np.concatenate([np.array(ids, dtype) for ids in encoded])))
-            tally.documents[split] += len(texts)
-            tally.characters += sum(map(len, texts))
-            tally.tokens += sum(map(len, encoded))
-    tally.left_over = {split: packers[split].left_over.tolist() for split in SPLITS}
-    # Written last: a part that has it is whole, on the disk too.
-    sync_tree(folder)
-    result = folder / f".{RESULT}"
-    result.write_text(json.dumps(vars(tally)), encoding="utf-8")
-    sync(result)
-    result.rename(folder / RESULT)
-    return folder
+def _end_with_parent() -> None:
+    """Have this process end when the one that it works for is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
-def _batches(documents: Iterable[Document], validation_fraction: float) -> Iterator[tuple[str, list[str]]]:
-    """Documents of one split at a time, about BATCH_CHARACTERS together; within a split their order is kept."""
-    waiting: dict[str, list[str]] = {split: [] for split in SPLITS}
-    characters = dict.fromkeys(SPLITS, 0)
-    for document in documents:
-        split = VALIDATION if held_out(document.text, validation_fraction) else TRAIN
-        waiting[split].append(document.text)
-        characters[split] += len(document.text)
-        if characters[split] >= BATCH_CHARACTERS:
-            yield split, waiting[split]
-            waiting[split], characters[split] = [], 0
-    yield from ((split, texts) for split, texts in waiting.items() if texts)
+def _make_part(recipe: Recipe, part: Part, fast: bool = False) -> _Outcome:
+    differs = None
+    try:
+        try:
+            _make(recipe, part, fast)
+        except DifferentIds as error:
+            differs = str(error)
+            _make(recipe, part, fast=False)
+    except ConfigError as error:
+        return error
+    return differs
+
+
+def _make(recipe: Recipe, part: Part, fast: bool) -> None:
+    # Under a name that no other process uses: where a cluster starts a task anew, the old one may still be at work.
+    aside = part.folder.with_name(f"{UNFINISHED}{part.folder.name}-{token_hex(4)}")
+    aside.mkdir()
+    try:
+        tally = pack(recipe, part.files, aside, Tokenizer.load(recipe.tokenizer), fast)
+        fields = vars(tally) | {"sources": [asdict(source) for source in tally.sources]}
+        (aside / RESULT).write_text(json.dumps(fields), encoding="utf-8")
+        sync_tree(aside)
+        _give_name(aside, part)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _give_name(aside: Path, part: Part) -> None:
+    """Put a part under its name, unless another process at the same part was faster."""
+    if read_tally(part) is not None:
+        return
+    shutil.rmtree(part.folder, ignore_errors=True)  # what older files came to
+    try:
+        aside.rename(part.folder)
+    except OSError:
+        if read_tally(part) is None:
+            raise
+    sync(part.folder.parent)
+
+
+def _together(errors: Sequence[ConfigError]) -> ConfigError:
+    """All that is wrong, in the order of the files; each thing once."""
+    told = list(dict.fromkeys(map(str, errors)))
+    more = [f"and {len(told) - ERRORS_TOLD} more"] if len(told) > ERRORS_TOLD else []
+    return ConfigError("\n".join([*told[:ERRORS_TOLD], *more]))

@@ -1,51 +1,31 @@
-"""Raw text -> tokenised, packed MDS shards with a held-out split and a manifest.
+"""Raw text -> tokenised, packed MDS shards with a held-out split and a manifest: a version of a corpus.
 
-The files of a corpus are cut into parts (parts.py), which are joined here; what the parts leave over is packed last.
+The raw files of a corpus are cut into parts (recipe.py), which are made in parallel (parts.py), on one machine or on
+many, stay in a store (store.py), and are joined to a version (join.py); here stands what is to be done of all this.
 """
 
 import fcntl
+import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from hashlib import file_digest
-from itertools import chain
 from pathlib import Path
+from secrets import token_hex
 
-import numpy as np
-
-from tinyllama.config.schema import CorpusConfig, TokenizerConfig
-from tinyllama.data.disk import is_full, sync, sync_tree
-from tinyllama.data.manifest import (
-    MANIFEST,
-    TRAIN,
-    VALIDATION,
-    Manifest,
-    Shard,
-    Source,
-    SplitManifest,
-    corpus_folder,
-    fingerprint,
-    read_manifest,
-    write_manifest,
-)
-from tinyllama.data.packing import Packer, token_dtype
-from tinyllama.data.parts import SPLITS, Recipe, cores, make_parts, read_tally
-from tinyllama.data.readers import find_files
+from tinyllama.config.schema import CorpusConfig, PreparationConfig, TokenizerConfig
+from tinyllama.data import store
+from tinyllama.data.disk import is_full, point, sync
+from tinyllama.data.join import join_parts
+from tinyllama.data.manifest import MANIFEST, Manifest
+from tinyllama.data.pack import Tally
+from tinyllama.data.parts import UNFINISHED, make_parts, read_tally
+from tinyllama.data.prepared import as_listed, find_prepared
+from tinyllama.data.recipe import Work, lay_out
 from tinyllama.data.reporter import Reporter, silent
-from tinyllama.data.shards import ShardWriter, merge_shards
-from tinyllama.data.tokenizer import Tokenizer
-from tinyllama.errors import ConfigError, DamageError
-from tinyllama.planning.identity import digest
+from tinyllama.data.versions import latest_version, standing_versions, version_name
+from tinyllama.errors import DamageError
 from tinyllama.units import format_bytes
-
-# Small corpora get small shards, so that there are enough of them to shuffle among.
-MIN_SHARD_BYTES, MAX_SHARD_BYTES = 1 << 16, 1 << 23
-SHARDS_WANTED = 32
-# Of a digest in a folder's name.
-DIGEST_LENGTH = 12
 
 
 def prepare_corpus(
@@ -54,194 +34,127 @@ def prepare_corpus(
     seq_len: int,
     data: str | Path,
     progress: Reporter = silent,
-    processes: int | None = None,
+    preparation: PreparationConfig | None = None,
 ) -> Manifest:
-    """Prepare a corpus below `data`, or find that it is prepared already from the same inputs.
+    """Prepare a corpus below `data`, or find that it is prepared already from the same inputs; it is the latest then.
+
+    Args:
+        seq_len: tokens of a sample, packing.seq_len.
 
     Raises:
         ConfigError: no raw files, damaged ones, too little text for a sample of each split, or an unusable tokenizer.
-        DamageError: the disk is full, or the manifest of what was prepared before is damaged.
+        DamageError: the disk is full, or what stands in the place of the corpus cannot be understood.
     """
-    paths = find_files(corpus)
-    model = Tokenizer.load(tokenizer)
-    folder = corpus_folder(data, tokenizer, seq_len, corpus.name)
-    with _room_below(data, corpus), _alone(folder):
-        previous = read_manifest(folder)
-        sources = _read_sources(paths, previous, partial(progress, f"{corpus.name}: reading the raw files"))
-        shard_bytes = sum(source.bytes for source in sources) // SHARDS_WANTED
-        recipe = Recipe(corpus, tokenizer, seq_len, min(max(shard_bytes, MIN_SHARD_BYTES), MAX_SHARD_BYTES))
-        inputs = _inputs(recipe, sources, model)
-        aside = folder.with_name(f".{corpus.name}-{inputs[:DIGEST_LENGTH]}")
-        if previous is not None and previous.inputs == inputs:
-            shutil.rmtree(aside, ignore_errors=True)  # clearing it away was interrupted
+    work = lay_out(corpus, tokenizer, seq_len, data)
+    with _room_below(work), _locked(work):
+        _name_unnamed(work.folder)
+        store.clear_unfinished(work)
+        versions = standing_versions(work.folder)
+        for broken in store.drop_lost(work, versions):
+            del versions[broken]
+        found = find_prepared(versions, work, partial(progress, f"{corpus.name}: reading the raw files"))
+        if found is None:
+            make_parts(work.recipe, work.parts, partial(progress, f"{corpus.name}: tokenising"), preparation)
+            found, versions[found] = _join(work)
+        else:
             progress(f"{corpus.name}: already prepared", 1, 1)
-            return previous
-        whole = aside / "whole"
-        manifest = _finished(whole)
-        if manifest is None:
-            if whole.exists():  # joining, which moves shards out of their parts, was interrupted
-                shutil.rmtree(aside)
-            parts = make_parts(recipe, sources, aside, partial(progress, f"{corpus.name}: tokenising"), processes)
-            manifest = _join_parts(recipe, sources, parts, whole, inputs, model)
-        _put_in_place(whole, folder)
-    return manifest
+        if latest_version(work.folder) != found:
+            point(work.folder, found)
+        store.drop_unneeded(work, standing_versions(work.folder))
+    return versions[found]
 
 
-# ---------------------------------------------------------------- what goes in
+def prepare_share(
+    work: Work, share: int, shares: int, progress: Reporter = silent, preparation: PreparationConfig | None = None
+) -> None:
+    """Make every `shares`-th part of a corpus, from number `share` on; others make the rest at the same time.
+
+    Raises:
+        ConfigError: raw files are damaged, or changed meanwhile; the other parts are made.
+        DamageError: the disk is full.
+    """
+    name = work.recipe.corpus.name
+    with _room_below(work), _locked(work, shared=True):
+        make_parts(work.recipe, work.parts[share::shares], partial(progress, f"{name}: tokenising"), preparation)
 
 
-def _read_sources(
-    paths: Sequence[Path], previous: Manifest | None, progress: Callable[[int, int], None]
-) -> list[Source]:
-    known = {(source.path, source.bytes, source.modified_ns): source for source in previous.sources} if previous else {}
-
-    def read(path: Path) -> Source:
-        status = path.stat()
-        seen = known.get((str(path), status.st_size, status.st_mtime_ns))
-        if seen is not None:
-            return seen
-        with path.open("rb") as file:
-            return Source(str(path), status.st_size, status.st_mtime_ns, file_digest(file, "sha256").hexdigest())
-
-    sources = []
-    with ThreadPoolExecutor(cores()) as pool:
-        for source in pool.map(read, paths):
-            sources.append(source)
-            progress(len(sources), len(paths))
-    return sources
+def missing_parts(work: Work) -> list[int] | None:
+    """The numbers of the parts that are to be made; None if the latest version is this work's. Reads no raw file."""
+    with _locked(work):
+        versions = standing_versions(work.folder)
+        for broken in store.drop_lost(work, versions):
+            del versions[broken]
+        found = as_listed(versions, work)
+        if found is not None:
+            return None if found == latest_version(work.folder) else []
+        return [number for number, part in enumerate(work.parts) if read_tally(part) is None]
 
 
-def _inputs(recipe: Recipe, sources: Iterable[Source], model: Tokenizer) -> str:
-    corpus, tokenizer = recipe.corpus, recipe.tokenizer
-    return digest(
-        {
-            "sources": [source.sha256 for source in sources],
-            "text_field": corpus.text_field,
-            "keep": {name: list(values) for name, values in corpus.keep.items()},
-            "drop": {name: list(values) for name, values in corpus.drop.items()},
-            "validation_fraction": corpus.validation_fraction,
-            "tokenizer": model.digest,
-            "add_eos": tokenizer.add_eos,
-            "add_bos": tokenizer.add_bos,
-            "seq_len": recipe.seq_len,
-            "shard_bytes": recipe.shard_bytes,
-        }
-    )
-
-
-# ---------------------------------------------------------------- the whole
-
-
-def _join_parts(
-    recipe: Recipe, sources: Sequence[Source], parts: Sequence[Path], whole: Path, inputs: str, model: Tokenizer
-) -> Manifest:
-    tallies = [read_tally(part) for part in parts]
-    left_over = {}
-    shards: dict[str, tuple[Shard, ...]] = {}
-    whole.mkdir()
-    for split in SPLITS:
-        last = whole.with_name(f"left-over-{split}")
-        left_over[split] = _pack_left_over([tally.left_over[split] for tally in tallies], recipe, last)
-        shards[split] = merge_shards([*(part / split for part in parts), last], whole / split)
-    documents = sum((tally.documents for tally in tallies), Counter[str]())
-    splits = {
-        split: SplitManifest(
-            documents=documents[split],
-            samples=sum(shard.samples for shard in shards[split]),
-            tokens=sum(shard.samples for shard in shards[split]) * recipe.seq_len,
-            shard_samples=tuple(shard.samples for shard in shards[split]),
-        )
-        for split in SPLITS
-    }
-    manifest = Manifest(
-        corpus=recipe.corpus.name,
-        fingerprint=fingerprint(shards, model.digest, recipe.tokenizer, recipe.seq_len),
-        inputs=inputs,
-        tokenizer_digest=model.digest,
-        seq_len=recipe.seq_len,
-        documents=documents.total(),
-        skipped=dict(sorted(sum((tally.skipped for tally in tallies), Counter[str]()).items())),
-        characters=sum(tally.characters for tally in tallies),
-        tokens=sum(tally.tokens for tally in tallies),
-        left_over_tokens=sum(left_over.values()),
-        bytes=sum(shard.bytes for shard in chain.from_iterable(shards.values())),
-        train=splits[TRAIN],
-        validation=splits[VALIDATION],
-        sources=tuple(sources),
-    )
-    _require_samples(recipe, manifest)
-    sync_tree(whole)
-    write_manifest(whole, manifest)
-    sync(whole / MANIFEST)
-    sync(whole)
-    return manifest
-
-
-def _finished(whole: Path) -> Manifest | None:
-    """The manifest of a corpus that only has to be put in place, if it came that far."""
+def _join(work: Work) -> tuple[Path, Manifest]:
+    """Make the version that the parts come to, unless it stands."""
+    aside = work.store / f"{UNFINISHED}version-{token_hex(4)}"
     try:
-        return read_manifest(whole)
-    except DamageError:  # writing it was interrupted
-        return None
+        manifest = join_parts(work.recipe, work.parts, _tallies(work), aside)
+        store.mark_joined(work.parts)
+        version = work.folder.with_name(version_name(work.folder.name, manifest.fingerprint))
+        if version.exists():  # the same samples, but of files of other names, or it has lost some of its own
+            version.rename(aside.with_name(f"{aside.name}-replaced"))
+        aside.rename(version)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    sync(version.parent)
+    store.clear_unfinished(work)
+    return version, manifest
 
 
-def _pack_left_over(runs: Iterable[list[int]], recipe: Recipe, folder: Path) -> int:
-    """Pack what each part left over into shards of its own; returns how many tokens are in no sample even so."""
-    dtype = token_dtype(recipe.tokenizer.vocab_size)
-    packer = Packer(recipe.seq_len, dtype)
-    with ShardWriter(folder, dtype, recipe.shard_bytes) as writer:
-        for run in runs:
-            writer.write(packer.add(np.array(run, dtype)))
-    return len(packer.left_over)
+def _tallies(work: Work) -> list[Tally]:
+    tallies = [tally for part in work.parts if (tally := read_tally(part)) is not None]
+    assert len(tallies) == len(work.parts)
+    return tallies
 
 
-def _require_samples(recipe: Recipe, manifest: Manifest) -> None:
-    name, sample = recipe.corpus.name, recipe.seq_len + 1
-    if not manifest.train.samples:
-        skipped = ", ".join(f"{count} rows: {reason}" for reason, count in manifest.skipped.items()) or "none skipped"
-        raise ConfigError(
-            f"corpora.{name}.files hold {manifest.train.documents} documents to train on and {manifest.tokens} tokens "
-            f"in all ({skipped}), fewer than one sample of {sample}; add text, check keep and drop, "
-            "or lower model.seq_len"
-        )
-    if recipe.corpus.validation_fraction > 0 and not manifest.validation.samples:
-        raise ConfigError(
-            f"corpora.{name}.validation_fraction={recipe.corpus.validation_fraction} holds out "
-            f"{manifest.validation.documents} of {manifest.documents} documents, fewer than one sample of {sample} "
-            "tokens; raise it, or set it to 0 to do without validation"
-        )
+def _name_unnamed(folder: Path) -> None:
+    """Give a corpus that stands in the place of the link, as earlier releases wrote it, the name of its version.
 
-
-def _put_in_place(whole: Path, folder: Path) -> None:
-    """Swap the new corpus in and clear away what this and earlier, abandoned preparations left."""
-    old = whole.with_name("old")
-    if folder.exists():
-        folder.rename(old)
-    whole.rename(folder)
-    sync(folder.parent)
-    for leftover in folder.parent.glob(f".{folder.name}-" + DIGEST_LENGTH * "[0-9a-f]"):
-        shutil.rmtree(leftover)
+    Raises:
+        DamageError: it cannot be told which that is.
+    """
+    if folder.is_symlink() or not folder.exists():
+        return
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+        version = folder.with_name(version_name(folder.name, json.loads(manifest)["fingerprint"]))
+        if version.exists() and (version / MANIFEST).read_bytes() == manifest:
+            shutil.rmtree(folder)  # a copy of that version, as whoever copies leaves it who follows links
+        else:
+            folder.rename(version)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(
+            f"{folder} stands where the link to the latest version of the corpus belongs, and cannot become one of its "
+            f"versions ({error}); move it away, then prepare the corpus again"
+        ) from error
 
 
 @contextmanager
-def _room_below(data: str | Path, corpus: CorpusConfig) -> Iterator[None]:
+def _room_below(work: Work) -> Iterator[None]:
     """Says so when the room runs out."""
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
-        free = format_bytes(shutil.disk_usage(data).free)
+        name, free = work.recipe.corpus.name, format_bytes(shutil.disk_usage(work.data).free)
         raise DamageError(
-            f"paths.data={data} has no room left for corpora.{corpus.name} ({error.strerror}, {free} free); free space "
+            f"paths.data={work.data} has no room left for corpora.{name} ({error.strerror}, {free} free); free space "
             "there, or choose another disk: the same command goes on with the parts that are missing"
         ) from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One preparation of a corpus at a time; a second waits for the first."""
+def _locked(work: Work, shared: bool = False) -> Iterator[None]:
+    """One preparation of a corpus at a time, which makes all of it or, `shared`, a part; others wait."""
+    folder = work.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder.parent / f".{folder.name}.lock").open("a+") as lock:  # network file systems want both to be allowed
+        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield

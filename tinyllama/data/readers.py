@@ -1,195 +1,163 @@
-"""Raw corpus files -> documents: one reader per format, then the corpus's own filters. Memory stays bounded."""
+"""Raw corpus files -> documents, by stated rules.
 
-import glob
-import gzip
-import json
-import os
-import zlib
+Each row of a file (formats.py) becomes a document, unless a filter of the corpus leaves it out or a rule applies:
+
+- A row that cannot be used (no JSON, no UTF-8, no object, a field missing, a text that is none, the rest of a file that
+  was cut short) stops the preparation; with `on_bad_row=skip` it is left out and counted by its reason.
+- An empty text is left out and counted as "empty" in both cases; so is a null.
+- A text is else kept as it is, whatever its length. NULs stay in it, which is counted as noted; half a surrogate pair,
+  which JSON can hold and no encoding can, becomes "?", which is counted as noted too.
+"""
+
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-import zstandard
-
-from tinyllama.config.schema import CorpusConfig
+from tinyllama.config.schema import CorpusConfig, OnBadRow
+from tinyllama.data.formats import rows
+from tinyllama.data.listing import RawFile
 from tinyllama.errors import ConfigError
 
-CHUNK = 1 << 20
-PARQUET_ROWS = 256
+BAD_ROWS = 20
+"""How many bad rows are told one by one."""
+REASONS = 100
+"""How many reasons to leave rows out are told apart; a filter's field may have any number of values."""
+HAS_NUL = "holds NUL"
+HALF_PAIR = "held half a surrogate pair"
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that passed the filters; `source` is its file and line (parquet: row), for messages."""
+    """A text that passed the filters, the line or row of its file that it stands in (from 1), and its source set."""
 
     text: str
-    source: str
+    row: int
+    source_set: str
 
 
-Row = tuple[str, Mapping[str, Any]]
-"""Where a row stands, and its fields."""
+@dataclass
+class Findings:
+    """What was left out, and what was unusual: rows `skipped` by reason, documents `noted` by what is unusual in them,
+    and the first bad rows as FILE:ROW: WHY."""
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    bad_rows: list[str] = field(default_factory=list)
 
 
-def find_files(corpus: CorpusConfig) -> list[Path]:
-    """The raw files of a corpus, in the order of its globs and by name within each.
-
-    Raises:
-        ConfigError: a glob matches nothing.
-    """
-    found: dict[Path, None] = {}
-    for pattern in corpus.files:
-        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        if not matches:
-            raise ConfigError(
-                f"corpora.{corpus.name}.files={pattern} matches no file; put the corpus there, "
-                "or build the demo's: python -m tinyllama.sample +scale=demo"
-            )
-        found.update(dict.fromkeys(map(Path, matches)))
-    return list(found)
-
-
-def read_documents(path: Path, corpus: CorpusConfig, skipped: Counter[str]) -> Iterator[Document]:
-    """Documents of one raw file in their order; what is left out is counted in `skipped` by reason.
+def read_documents(path: Path, file: RawFile, corpus: CorpusConfig, findings: Findings) -> Iterator[Document]:
+    """Documents of one raw file in their order, read from `path`, where its content is.
 
     Raises:
-        ConfigError: a line is no JSON object, a field is missing or no text, or the file is damaged or cut short.
+        ConfigError: a row cannot be used, and `on_bad_row` is not skip; a file of no known format.
     """
-    for place, fields in _reader(path)(path, corpus):
-        reason = _refused(fields, corpus, place)
-        text = "" if reason else _text(fields, corpus, place)
+    rules = _Rules(file, corpus, findings)
+    for row, fields in rows(path, file, corpus, rules.bad_row):
+        try:
+            document = rules.document(row, fields)
+        except _Unusable as error:
+            rules.bad_row(row, error.reason, error.detail)
+        else:
+            if document is not None:
+                yield document
+
+
+def source_sets(corpus: CorpusConfig) -> dict[str, str]:
+    """Names for the globs of a corpus: what differs between them, or the corpus's own name for a single one."""
+    globs = list(dict.fromkeys(corpus.files))
+    if len(globs) == 1:
+        return {globs[0]: corpus.name}
+    names = [glob.split("/") for glob in globs]
+    for end in (0, -1):
+        while all(len(name) > 1 for name in names) and len({name[end] for name in names}) == 1:
+            names = [name[1:] if end == 0 else name[:-1] for name in names]
+    return {glob: "/".join(name) for glob, name in zip(globs, names, strict=True)}
+
+
+class _Unusable(Exception):
+    """A row that cannot be used: the kind of reason, which is counted, and what it comes to in this row."""
+
+    def __init__(self, reason: str, detail: str):
+        self.reason, self.detail = reason, detail
+
+
+class _Rules:
+    """What becomes of the rows of a file."""
+
+    def __init__(self, file: RawFile, corpus: CorpusConfig, findings: Findings):
+        self._path, self._corpus, self._findings = file.path, corpus, findings
+        sets = {} if corpus.source_field else source_sets(corpus)
+        self._source_set = sets.get(file.glob, corpus.name)
+
+    def document(self, row: int, fields: Mapping[str, Any]) -> Document | None:
+        """What a row holds; None, and counted, where it is left out."""
+        reason = self._refused(fields)
+        text = "" if reason else self._text(fields)
         if not text:
-            skipped[reason or "empty"] += 1
-            continue
-        yield Document(text, place)
+            self._findings.skipped[reason or "empty"] += 1
+            return None
+        return Document(text, row, self._set_of(fields))
 
+    def bad_row(self, row: int, reason: str, detail: str) -> None:
+        """Stop at a row, or count it.
 
-def _jsonl(path: Path, chunks: Iterator[bytes]) -> Iterator[Row]:
-    lines = _lines(chunks)
-    number = 0
-    while True:
+        Raises:
+            ConfigError: rows that cannot be used stop the preparation.
+        """
+        message = f"{self._path}:{row} {detail}"
+        if self._corpus.on_bad_row is OnBadRow.stop:
+            raise ConfigError(
+                f"{message}; mend or fetch the file again, or leave out what cannot be used: "
+                f"corpora.{self._corpus.name}.on_bad_row=skip"
+            )
+        self._findings.skipped[reason] += 1
+        if len(self._findings.bad_rows) < BAD_ROWS:
+            self._findings.bad_rows.append(message)
+
+    def _refused(self, fields: Mapping[str, Any]) -> str | None:
+        """Why the corpus's filters leave a row out; None when they keep it."""
+        for name, values in self._corpus.keep.items():
+            if (value := str(self._field(fields, name, "keep"))) not in values:
+                return self._reason(name, value, "is not kept")
+        for name, values in self._corpus.drop.items():
+            if (value := str(self._field(fields, name, "drop"))) in values:
+                return f"{name}={value} is dropped"
+        return None
+
+    def _reason(self, name: str, value: str, verdict: str) -> str:
+        skipped, reason = self._findings.skipped, f"{name}={value} {verdict}"
+        return reason if reason in skipped or len(skipped) < REASONS else f"another {name} {verdict}"
+
+    def _text(self, fields: Mapping[str, Any]) -> str:
+        name = self._corpus.text_field
+        text = self._field(fields, name, "text_field")
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise _Unusable(f"{name} is no text", f"has no text in {name} but a {type(text).__name__}")
+        if "\0" in text:
+            self._findings.noted[HAS_NUL] += 1
         try:
-            line = next(lines, None)
-        except (zstandard.ZstdError, zlib.error, EOFError, OSError) as error:
-            raise ConfigError(f"{path}:{number + 1} cannot be read: {error}; fetch the file again") from error
-        if line is None:
-            return
-        number += 1
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number} is no JSON: {error}; mend or remove the line") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}:{number} is no JSON object but a {type(fields).__name__}; mend or remove it")
-        yield f"{path}:{number}", fields
+            text.encode()
+        except UnicodeEncodeError:
+            self._findings.noted[HALF_PAIR] += 1
+            text = text.encode("utf-8", "replace").decode("utf-8")
+        return text
 
+    def _set_of(self, fields: Mapping[str, Any]) -> str:
+        name = self._corpus.source_field
+        value = None if name is None else self._field(fields, name, "source_field")
+        return self._source_set if value is None else str(value)
 
-def _read_plain(path: Path, corpus: CorpusConfig) -> Iterator[Row]:
-    with path.open("rb") as file:
-        yield from _jsonl(path, iter(lambda: file.read(CHUNK), b""))
-
-
-def _read_gzip(path: Path, corpus: CorpusConfig) -> Iterator[Row]:
-    with gzip.open(path, "rb") as file:
-        yield from _jsonl(path, iter(lambda: file.read(CHUNK), b""))
-
-
-def _read_zstd(path: Path, corpus: CorpusConfig) -> Iterator[Row]:
-    with path.open("rb") as file:
-        yield from _jsonl(path, _unzstd(iter(lambda: file.read(CHUNK), b"")))
-
-
-def _read_parquet(path: Path, corpus: CorpusConfig) -> Iterator[Row]:
-    columns = sorted({name.split(".")[0] for name in (corpus.text_field, *corpus.keep, *corpus.drop)})
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            missing = [name for name in columns if name not in file.schema_arrow.names]
-            if missing:
-                raise ConfigError(
-                    f"{path} has no column {missing[0]} that corpora.{corpus.name} reads; "
-                    f"its columns: {', '.join(file.schema_arrow.names)}"
+    def _field(self, fields: Mapping[str, Any], dotted: str, setting: str) -> Any:
+        value: Any = fields
+        for name in dotted.split("."):
+            if not isinstance(value, Mapping) or name not in value:
+                raise _Unusable(
+                    f"lacks {dotted}",
+                    f"lacks {dotted}, which corpora.{self._corpus.name}.{setting} names; it has {', '.join(fields)}",
                 )
-            row = 0
-            for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
-                for fields in batch.to_pylist():
-                    row += 1
-                    yield f"{path}:{row}", fields
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path} is no readable parquet file: {error}; fetch it again") from error
-
-
-READERS: dict[str, Callable[[Path, CorpusConfig], Iterator[Row]]] = {
-    ".jsonl": _read_plain,
-    ".jsonl.gz": _read_gzip,
-    ".jsonl.zst": _read_zstd,
-    ".parquet": _read_parquet,
-}
-
-
-def _reader(path: Path) -> Callable[[Path, CorpusConfig], Iterator[Row]]:
-    for suffix, reader in READERS.items():
-        if path.name.endswith(suffix):
-            return reader
-    raise ConfigError(f"{path} is of no known format; a corpus's files end in {', '.join(READERS)}")
-
-
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress frame after frame: hubs concatenate them, and the library's own file reader stops after the first
-    and takes a file that was cut short for a whole one."""
-    context = zstandard.ZstdDecompressor()
-    frame = None
-    for chunk in chunks:
-        while chunk:
-            frame = frame or context.decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the compressed stream ends too early")
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    begun: list[bytes] = []
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        begun.append(first)
-        if rest:
-            yield b"".join(begun)
-            yield from rest[:-1]
-            begun = [rest[-1]]
-    yield b"".join(begun)
-
-
-def _refused(fields: Mapping[str, Any], corpus: CorpusConfig, place: str) -> str | None:
-    """Why the corpus's filters leave a row out; None when they keep it."""
-    for name, values in corpus.keep.items():
-        if (value := str(_field(fields, name, place, f"corpora.{corpus.name}.keep"))) not in values:
-            return f"{name}={value} is not kept"
-    for name, values in corpus.drop.items():
-        if (value := str(_field(fields, name, place, f"corpora.{corpus.name}.drop"))) in values:
-            return f"{name}={value} is dropped"
-    return None
-
-
-def _text(fields: Mapping[str, Any], corpus: CorpusConfig, place: str) -> str:
-    text = _field(fields, corpus.text_field, place, f"corpora.{corpus.name}.text_field")
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise ConfigError(f"{place}: {corpus.text_field} is no text but a {type(text).__name__}")
-    # JSON can hold half of a surrogate pair, which no tokenizer takes.
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _field(fields: Mapping[str, Any], dotted: str, place: str, setting: str) -> Any:
-    value: Any = fields
-    for name in dotted.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            raise ConfigError(f"{place}: {setting} names {dotted}, which this row lacks; it has {', '.join(fields)}")
-        value = value[name]
-    return value
+            value = value[name]
+        return value

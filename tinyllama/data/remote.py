@@ -9,14 +9,23 @@ from pathlib import Path
 from threading import Event, local
 
 from tinyllama.data.disk import is_full
-from tinyllama.data.integrity import Unsound
+from tinyllama.data.integrity import Unsound, examine, shard_path
 from tinyllama.data.mds import CloudDownloader, FileInfo, Reader, Stream, StreamingWorld
 from tinyllama.data.shards import INDEX
 from tinyllama.errors import ConfigError, DamageError, TinyllamaError
+from tinyllama.planning.views import View
+from tinyllama.units import format_bytes
 
 log = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 300.0
+"""How long a remote that fails is asked again at most; less than the ranks wait for each other."""
+ARRIVALS = 3
+"""How often a shard that arrives damaged is fetched before its remote is blamed."""
+
+
 _LONGEST_WAIT_SECONDS = 30.0
+_DEFAULTS = {"split": None, "download_retry": 1, "download_timeout": 60, "validate_hash": None, "keep_zip": False}
 
 
 class CorpusStream(Stream):
@@ -33,6 +42,7 @@ class CorpusStream(Stream):
             super().__init__(remote=remote, local=str(folder))
         except ValueError as error:
             raise ConfigError(f"corpora.{corpus}: {remote} is no remote that shards can be fetched from") from error
+        self.apply_default(_DEFAULTS)
         self.corpus = corpus
         self._folder, self._patience_seconds, self._closing = folder, patience_seconds, closing
         self._own = local()
@@ -89,6 +99,13 @@ class CorpusStream(Stream):
                 raise
             raise Unsound(f"cannot be unpacked ({error})") from error
 
+    @property
+    def remedy(self) -> str:
+        """For a shard that is not as its index says."""
+        if self.remote:
+            return f"that is how it came from {self.remote} {ARRIVALS} times: replace it there"
+        return f"restore it from a copy, or delete it and prepare {self.corpus} again"
+
     def _downloader_of_thread(self) -> CloudDownloader:
         """Hanging up a connection must not cut off another thread's."""
         if not hasattr(self._own, "downloader"):
@@ -100,6 +117,40 @@ class CorpusStream(Stream):
             with suppress(Exception):  # it may be broken
                 self._own.downloader.clean_up()
             del self._own.downloader
+
+
+def fetch_first(corpus: str, folder: Path, remote: str, samples: int, view: View, patience_seconds: float) -> None:
+    """Have the index of a split in a folder, and the shards of the first samples of a view, as the index says.
+
+    Raises:
+        DamageError: they cannot be had.
+    """
+    stream = CorpusStream(corpus, folder, remote, patience_seconds, Event())
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in stream.get_shards(StreamingWorld(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0), False):
+        if samples <= 0:
+            break
+        _fetch(stream, shard)
+        samples -= view.samples([shard.samples])
+
+
+def _fetch(stream: CorpusStream, shard: Reader) -> None:
+    for _ in range(ARRIVALS):
+        try:
+            stream.prepare_shard(shard)
+            examine(shard)
+            return
+        except Unsound as error:
+            damage = error
+            _remove(Path(shard_path(shard)))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise DamageError(
+                f"corpora.{stream.corpus}: shard {shard_path(shard)} cannot be cached: the disk is full; free "
+                f"{format_bytes(shard.get_max_size())} there, then start again"
+            ) from error
+    raise DamageError(f"corpora.{stream.corpus}: shard {shard_path(shard)} {damage}; {stream.remedy}") from damage
 
 
 def _waits() -> Iterator[float]:

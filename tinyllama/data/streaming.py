@@ -22,6 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tinyllama.data import shared_memory
+from tinyllama.data.cache import DOWNLOADS
 from tinyllama.data.disk import is_full
 from tinyllama.data.integrity import Unsound, bears, examine, read_sample, shard_path
 from tinyllama.data.mds import (
@@ -32,7 +33,7 @@ from tinyllama.data.mds import (
     dataset_module,
     reader_module,
 )
-from tinyllama.data.remote import CorpusStream
+from tinyllama.data.remote import ARRIVALS, PATIENCE_SECONDS, CorpusStream
 from tinyllama.errors import DamageError
 from tinyllama.planning.order import Samples
 from tinyllama.units import format_bytes
@@ -40,13 +41,6 @@ from tinyllama.world import World
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 300.0
-"""How long a remote that fails is asked again; less than the ranks wait for each other (cluster.timeout_minutes)."""
-
-_DOWNLOADS = 4
-"""Shards that one reader fetches and verifies at a time."""
-_ARRIVALS = 3
-"""How often a shard that arrives damaged is fetched before its remote is blamed."""
 _READS = 8
 """How often a sample is read whose shard is evicted or replaced each time before it is."""
 _UNKNOWN, _CLAIMED = 0, 1
@@ -142,7 +136,7 @@ class ShardStore:
             DamageError: a shard of the chunk that is next cannot be had.
         """
         waiting: deque[tuple[Samples, list[Future[None]]]] = deque()
-        pool = ThreadPoolExecutor(_DOWNLOADS)
+        pool = ThreadPoolExecutor(DOWNLOADS)
         try:
             for chunk in chunks:
                 waiting.append((chunk, [pool.submit(self._bring_ahead, each) for each in self._shards(chunk)]))
@@ -153,9 +147,13 @@ class ShardStore:
             self._closing.set()
             pool.shutdown(cancel_futures=True)
 
+    def leave(self) -> None:
+        """Nobody waits for shards any more: whoever asks a remote again gives up."""
+        self._closing.set()
+
     def close(self) -> None:
         """Leave no shared memory behind; called by every rank when it has read its last sample."""
-        self._closing.set()
+        self.leave()
         if self._leads_node:
             shared_memory.remove(self._prefix)
 
@@ -169,7 +167,7 @@ class ShardStore:
 
     def _bring(self, shard: int) -> None:
         """Have a shard here, as its index describes it."""
-        for _ in range(_ARRIVALS if self._is_remote else 1):
+        for _ in range(ARRIVALS if self._is_remote else 1):
             try:
                 if self._is_remote:
                     self._fetch(shard)
@@ -180,7 +178,7 @@ class ShardStore:
             if self._is_remote:
                 log.warning("%s %s; it is fetched again", self._name(shard), damage)
                 self._discard(shard)
-        raise DamageError(f"{self._name(shard)} {damage}; {self._remedy(shard)}") from damage
+        raise DamageError(f"{self._name(shard)} {damage}; {self._stream(shard).remedy}") from damage
 
     def _fetch(self, shard: int) -> None:
         """Have a shard in the cache; a full disk limits the cache as `cache_limit` does."""
@@ -213,12 +211,6 @@ class ShardStore:
 
     def _name(self, shard: int) -> str:
         return f"corpora.{self._stream(shard).corpus}: shard {shard_path(self._dataset.shards[shard])}"
-
-    def _remedy(self, shard: int) -> str:
-        stream = self._stream(shard)
-        if stream.remote:
-            return f"that is how it came from {stream.remote} {_ARRIVALS} times: replace it there"
-        return f"restore it from a copy, or delete the prepared {stream.corpus} and prepare it again"
 
     def _stream(self, shard: int) -> CorpusStream:
         return self._dataset.streams[self._dataset.stream_per_shard[shard]]

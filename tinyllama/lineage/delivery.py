@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol, TextIO
 
+from tinyllama.lineage.evaluations import read_evaluations
 from tinyllama.lineage.outbox import Outbox, is_training
 from tinyllama.lineage.record import Measurement, RunRecord, Status
 from tinyllama.lineage.tail import Tail
@@ -47,6 +48,9 @@ class Recorder(Protocol):
 
     def metrics(self, measurements: Sequence[Measurement]) -> None:
         """Add those whose steps are missing."""
+
+    def evaluations(self, measurements: Sequence[Measurement]) -> None:
+        """Add what is missing of what was measured of checkpoints."""
 
     def artifact(self, path: Path) -> None: ...
 
@@ -123,6 +127,7 @@ class Delivery:
         refused = self._carry_out("take metrics", self._send_metrics)
         for path in letter.artifacts:
             refused += self._carry_out(f"take {path.name}", partial(self._send_artifact, path))
+        refused += self._carry_out("take evaluations", partial(self._send_evaluations, record.evaluations))
         if ended:
             refused += self._carry_out("close the run", partial(self._finish, letter.final_status))
             if not refused:
@@ -150,6 +155,12 @@ class Delivery:
             self._recorder.artifact(path)
             self._sent[path] = stamp
             self._voice.works()
+
+    def _send_evaluations(self, folder: Path) -> None:
+        """Again when one has been added."""
+        if folder.exists() and self._sent.get(folder) != _stamp(folder):
+            self._recorder.evaluations(read_evaluations(folder))
+            self._send_artifact(folder)
 
     def _finish(self, status: Status) -> None:
         self._recorder.finish(status, self._tail.last_milliseconds, self._tail.typical_rate())

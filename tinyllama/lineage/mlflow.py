@@ -6,6 +6,9 @@
 | stage of a digest, however often interrupted | run, nested below the run of its parent |
 | finished stage | version of the model, whose source is the run's directory: no weights are copied |
 | corpus | dataset input, its digest being the fingerprint |
+| prepared version of a corpus | run (lineage/mlflow_corpora.py) |
+
+All of it is read back by lineage/mlflow_reading.py.
 
 Imports MLflow where it is used: naming this module must cost nothing.
 """
@@ -21,7 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllama.lineage.comparison import Recorded, Version
 from tinyllama.lineage.delivery import detach, serve
 from tinyllama.lineage.outbox import Outbox
 from tinyllama.lineage.pages import Place, run_note, run_page, version_note, version_page
@@ -49,6 +51,7 @@ TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDE
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # who delivers tries again, and knows when to stop
 }
@@ -72,7 +75,6 @@ class MlflowRecorder:
     def __init__(self, uri: str, artifact_root: Path) -> None:
         self._uri = uri
         self._artifact_root = artifact_root
-        self._is_server = is_server(uri)
         self._client: MlflowClient
         self._record: RunRecord
         self._run: Run
@@ -80,7 +82,7 @@ class MlflowRecorder:
 
     def start(self, record: RunRecord, milliseconds: int | None) -> None:
         self._client, self._record = open_store(self._uri), record
-        experiment = self._experiment(record.family)
+        experiment = experiment_of(self._client, record.family, self._uri, self._artifact_root)
         tags = self._tags()
         run = find_run(self._client, experiment, record.digest)
         if run is None:
@@ -90,7 +92,7 @@ class MlflowRecorder:
         self._client.update_run(self._id, status="RUNNING")
         self._known_steps = {point.step for point in self._client.get_metric_history(self._id, EVERY_STEP)}
         self._log_params(tags)
-        self._client.log_inputs(self._id, [_dataset_input(dataset) for dataset in record.datasets])
+        self._client.log_inputs(self._id, [dataset_input(dataset) for dataset in record.datasets])
         self._tree.settle(record.digest)
 
     def metrics(self, measurements: Sequence[Measurement]) -> None:
@@ -106,6 +108,25 @@ class MlflowRecorder:
             ]
             self._client.log_batch(self._id, metrics=points)
             self._known_steps.update(step.step for step in steps)
+
+    def evaluations(self, measurements: Sequence[Measurement]) -> None:
+        """What is there with the same value stays as it was recorded, by training or an earlier evaluation."""
+        from mlflow.entities import Metric
+
+        names = sorted({name for measurement in measurements for name in measurement.values})
+        known = {
+            (name, point.step, point.value)
+            for name in names
+            for point in self._client.get_metric_history(self._id, name)
+        }
+        points = [
+            Metric(name, value, measurement.milliseconds, measurement.step)
+            for measurement in measurements
+            for name, value in measurement.values.items()
+            if (name, measurement.step, value) not in known
+        ]
+        for begin in range(0, len(points), METRICS_PER_CALL):
+            self._client.log_batch(self._id, metrics=points[begin : begin + METRICS_PER_CALL])
 
     def artifact(self, path: Path) -> None:
         if path.is_dir():
@@ -134,21 +155,6 @@ class MlflowRecorder:
     @property
     def _tree(self) -> _Tree:
         return _Tree(self._client, self._run.info.experiment_id, self._record.family)
-
-    def _experiment(self, family: str) -> str:
-        """Its id. Another process may create it at the same time."""
-        from mlflow.exceptions import MlflowException
-
-        found = self._client.get_experiment_by_name(family)
-        if found is None:
-            location = None if self._is_server else (self._artifact_root / family).as_uri()
-            try:
-                return str(self._client.create_experiment(family, artifact_location=location))
-            except MlflowException:
-                found = self._client.get_experiment_by_name(family)
-                if found is None:
-                    raise
-        return str(found.experiment_id)
 
     def _tags(self) -> dict[str, str]:
         record = self._record
@@ -189,7 +195,7 @@ class MlflowRecorder:
                 raise
         if not versions_of(self._client, family, self._id):
             # A server accepts no path of another machine as a source; there the run's tag `directory` tells it.
-            source = self._run.info.artifact_uri if self._is_server else str(self._record.directory)
+            source = self._run.info.artifact_uri if is_server(self._uri) else str(self._record.directory)
             kept = {"stage", "variants", "digest", "parent_digest"}
             tags = {name: value for name, value in self._tags().items() if name in kept}
             self._client.create_model_version(family, source, self._id, tags, await_creation_for=0)
@@ -263,9 +269,25 @@ def open_store(uri: str) -> MlflowClient:
             if not store.exists():
                 fresh = store.with_name(f"{store.name}.new")
                 fresh.unlink(missing_ok=True)
-                _client_of(f"sqlite:///{fresh}")
+                client_of(f"sqlite:///{fresh}")
                 fresh.rename(store)
-    return _client_of(uri)
+    return client_of(uri)
+
+
+def experiment_of(client: MlflowClient, family: str, uri: str, artifact_root: Path) -> str:
+    """The id of a family's experiment, created where it is missing. Another process may create it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(family)
+    if found is None:
+        location = None if is_server(uri) else (artifact_root / family).as_uri()
+        try:
+            return str(client.create_experiment(family, artifact_location=location))
+        except MlflowException:
+            found = client.get_experiment_by_name(family)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def is_server(uri: str) -> bool:
@@ -288,7 +310,8 @@ def versions_of(client: MlflowClient, family: str, run_id: str) -> list[ModelVer
     return list(client.search_model_versions(f"name = '{family}' and run_id = '{run_id}'"))
 
 
-def _client_of(uri: str) -> MlflowClient:
+def client_of(uri: str) -> MlflowClient:
+    """A client of a store that is there."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri, uri)
@@ -317,7 +340,7 @@ def _filled(measurements: Iterator[Measurement], points: int) -> Iterator[list[M
         yield steps
 
 
-def _dataset_input(dataset: Dataset) -> DatasetInput:
+def dataset_input(dataset: Dataset) -> DatasetInput:
     from mlflow.entities import Dataset as Entity
     from mlflow.entities import DatasetInput, InputTag
 
@@ -335,44 +358,13 @@ def _dataset_input(dataset: Dataset) -> DatasetInput:
 # ---------------------------------------------------------------- what is there
 
 
-def recorded_runs(uri: str, family: str, digest: str | None) -> list[Recorded]:
-    """The runs of a digest in the store at `uri`: one, if all is well."""
-    client = _client_of(uri)
-    experiment = client.get_experiment_by_name(family)
-    if experiment is None or digest is None:
-        return []
-    runs = client.search_runs([experiment.experiment_id], f"tags.digest = '{digest}'", order_by=["start_time ASC"])
-    return [_recorded(client, family, run) for run in runs]
-
-
-def _recorded(client: MlflowClient, family: str, run: Run) -> Recorded:
-    inputs: Any = run.inputs
-    steps = {metric.key: metric.step for metric in run.to_proto().data.metrics}
-    return Recorded(
-        run_id=run.info.run_id,
-        status=run.info.status,
-        params=run.data.params,
-        tags=run.data.tags,
-        fingerprints={
-            entry.dataset.name: tag.value
-            for entry in inputs.dataset_inputs
-            for tag in entry.tags
-            if tag.key == "fingerprint"
-        },
-        last_step=steps.get(EVERY_STEP),
-        versions=tuple(
-            Version(str(version.version), version.tags) for version in versions_of(client, family, run.info.run_id)
-        ),
-    )
-
-
 def finished_rates(uri: str, model_digest: str, cluster: str) -> list[float]:
     """Tokens per second and rank of finished runs of a model on a cluster; none if a server does not answer."""
     from mlflow.exceptions import MlflowException
 
     asked = f"tags.model_digest = '{model_digest}' and tags.cluster = '{cluster}' and attributes.status = 'FINISHED'"
     try:
-        client = _client_of(uri)
+        client = client_of(uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = client.search_runs(experiments, asked, order_by=["start_time ASC"])
     except (MlflowException, OSError):

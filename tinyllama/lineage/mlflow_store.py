@@ -1,16 +1,20 @@
 """MLflow as a store: its tracker, and what may be asked of it. Its calls stand in lineage/mlflow.py."""
 
+import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tinyllama.lineage import mlflow
+from tinyllama.errors import ConfigError
+from tinyllama.lineage import mlflow, mlflow_corpora, mlflow_reading
 from tinyllama.lineage.comparison import compare
-from tinyllama.lineage.outbox import Outbox
-from tinyllama.lineage.record import RunRecord, Store, Tracker
+from tinyllama.lineage.outbox import Letter, Outbox, is_training
+from tinyllama.lineage.record import CorpusRecord, History, RunRecord, Store, Tracker
 from tinyllama.lineage.relay import Relay, RelayTracker, tell_late
+
+log = logging.getLogger(__name__)
 
 QUICKLY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """For questions whose answer can be done without."""
@@ -46,6 +50,19 @@ class MlflowStore(Store):
         if missing and not own.letters(self._name):
             tell_late(outbox.parent.name)
 
+    def record_evaluations(self, records: Sequence[RunRecord]) -> None:
+        """By one recorder for each family, which delivers what is pending of all of its runs."""
+        families = {}
+        for record in records:
+            if not is_training(record):  # else its own recorder sees them
+                families[record.family] = outbox = Outbox(record.outbox)
+                if not outbox.letters(self._name):
+                    outbox.put(Letter(self._name, record))
+        for outbox in families.values():
+            relay = self._relay()
+            relay.start(outbox.folder)
+            relay.finish()
+
     def throughput(self, model_digest: str, cluster: str) -> list[float]:
         """A sqlite file is read without MLflow, whose import would be most of what a plan takes."""
         file = mlflow.sqlite_file(self._uri)
@@ -69,8 +86,8 @@ class MlflowStore(Store):
             return [f"store: a record of the run here, no file {file} there"]
         try:
             with _environment(mlflow.ENVIRONMENT):
-                found = mlflow.recorded_runs(self._uri, record.family, record.digest)
-                parents = mlflow.recorded_runs(self._uri, record.family, record.parent_digest)
+                found = mlflow_reading.recorded_runs(self._uri, record.family, record.digest)
+                parents = mlflow_reading.recorded_runs(self._uri, record.family, record.parent_digest)
         except Exception as error:
             return [f"{self._uri} cannot be asked: {' '.join(str(error).split())[:300]}"]
         if len(found) != 1:
@@ -86,8 +103,33 @@ class MlflowStore(Store):
             )
         )
 
+    def record_corpora(self, records: Sequence[CorpusRecord]) -> None:
+        problem = mlflow_corpora.send(self._uri, self._artifacts, records)
+        if problem is not None:
+            names = ", ".join(record.name for record in records)
+            log.warning("tracking %s; %s will be recorded when the same command is given again", problem, names)
+
+    def histories(self, family: str) -> list[History]:
+        file = mlflow.sqlite_file(self._uri)
+        if file is not None and not file.is_file():
+            raise ConfigError(
+                f"there is no MLflow store {file}; set tracking.uri to another, or take report.source=runs"
+            )
+        try:
+            with _environment(mlflow.ENVIRONMENT):
+                return mlflow_reading.histories(self._uri, family)
+        except Exception as error:
+            raise ConfigError(
+                f"tracking.uri={self._uri} cannot be asked ({' '.join(str(error).split())[:300]}); "
+                f"take report.source=runs, or another tracking.uri"
+            ) from error
+
+    @property
+    def _artifacts(self) -> Path:
+        return self._runs / "mlartifacts"
+
     def _relay(self) -> Relay:
-        return Relay("tinyllama.lineage.mlflow", [self._uri, str(self._runs / "mlartifacts"), self._name or ""])
+        return Relay("tinyllama.lineage.mlflow", [self._uri, str(self._artifacts), self._name or ""])
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyllama.lineage.record import RunRecord, Status, Store, Tracker
+from tinyllama.errors import ConfigError
+from tinyllama.lineage.record import CorpusRecord, History, RunRecord, Status, Store, Tracker
 
 
 class NullTracker(Tracker):
@@ -24,8 +25,17 @@ class NullStore(Store):
     def deliver(self, outbox: Path) -> None:
         pass
 
+    def record_evaluations(self, records: Sequence[RunRecord]) -> None:
+        pass
+
     def throughput(self, model_digest: str, cluster: str) -> list[float]:
         return []
 
     def disagreements(self, record: RunRecord, finished: bool, last_step: int) -> list[str] | None:
         return None
+
+    def record_corpora(self, records: Sequence[CorpusRecord]) -> None:
+        pass
+
+    def histories(self, family: str) -> list[History]:
+        raise ConfigError("tracking=none keeps nothing; take report.source=runs")

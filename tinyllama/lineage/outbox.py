@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from tinyllama.lineage.record import Dataset, RunRecord, Status
 
-_INSIDE = ("journal", "done", "lock", "outbox")
+_INSIDE = ("journal", "done", "lock", "outbox", "evaluations")
 """Paths of a record that lie in the run's directory, and move with it."""
 
 
@@ -129,7 +129,8 @@ def _below(directory: Path, path: Path) -> str:
 def _parse(path: Path) -> Letter:
     directory = path.absolute().parents[1]
     content = json.loads(path.read_text(encoding="utf-8"))
-    record = content["record"] | {name: directory / content["record"][name] for name in _INSIDE}
+    # Letters of before runs were evaluated do not name the last of them, which is called what it is.
+    record = content["record"] | {name: directory / content["record"].get(name, name) for name in _INSIDE}
     record["variants"] = tuple(record["variants"])
     record["datasets"] = tuple(Dataset(**dataset) for dataset in record["datasets"])
     artifacts = tuple(directory / text for text in content["artifacts"])

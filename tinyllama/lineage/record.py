@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Status = Literal["FINISHED", "KILLED", "FAILED"]
+
+Points = NDArray[np.float64]
+"""Of a metric: [points, (step, milliseconds since 1970, value)], by step, each step once."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,25 @@ class RunRecord:
     """Held (flock) by the process that trains."""
     outbox: Path
     """Folder of what a store has not been given yet; lineage/outbox.py."""
+    evaluations: Path
+    """Folder of what was measured of its checkpoints; lineage/evaluations.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """A version of a prepared corpus."""
+
+    family: str
+    name: str
+    """Of the version: CORPUS@FINGERPRINT, shortened."""
+    dataset: Dataset
+    tags: Mapping[str, str]
+    params: Mapping[str, str | int | float]
+    """What it was made from, and how."""
+    metrics: Mapping[str, float]
+    """What it came to."""
+    artifacts: tuple[str, ...]
+    """Files to keep with it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,19 @@ class Measurement:
     milliseconds: int
     """Since 1970."""
     values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """All that a store has of a run."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, Points]
+    files: Mapping[str, str]
+    """Those of its artifacts that are JSON, by their paths there."""
 
 
 class Tracker(ABC):
@@ -106,9 +144,25 @@ class Store(ABC):
         """Give the store what it has missed of the run of this outbox and of its family; waits for a bounded time."""
 
     @abstractmethod
+    def record_evaluations(self, records: Sequence[RunRecord]) -> None:
+        """Give the store what was measured of runs' checkpoints; as `deliver`."""
+
+    @abstractmethod
     def throughput(self, model_digest: str, cluster: str) -> list[float]:
         """Tokens per second and rank of finished runs of a model on a cluster."""
 
     @abstractmethod
     def disagreements(self, record: RunRecord, finished: bool, last_step: int) -> list[str] | None:
         """What the store says otherwise than the run's own files, a sentence each; None if it keeps nothing."""
+
+    @abstractmethod
+    def record_corpora(self, records: Sequence[CorpusRecord]) -> None:
+        """Record those that are not recorded yet; waits for a bounded time, and never raises."""
+
+    @abstractmethod
+    def histories(self, family: str) -> list[History]:
+        """Of all runs of a family.
+
+        Raises:
+            ConfigError: the store cannot be asked.
+        """

@@ -31,12 +31,17 @@ STUCK_SECONDS = 3.0
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from {module} import main; main(*sys.argv[2:])"
 
 
+def recorder_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """`main(*arguments)` of `module` in a Python of its own, whatever the working directory holds."""
+    root = Path(__file__).parents[2]
+    return [sys.executable, "-P", "-W", "ignore", "-c", _BOOT.format(module=module), str(root), *arguments]
+
+
 class Relay:
     """`main(*arguments, outbox)` of `module` in another process, which delivers what is pending there."""
 
     def __init__(self, module: str, arguments: Sequence[str], patience_seconds: float = PATIENCE_SECONDS) -> None:
-        root = Path(__file__).parents[2]
-        self._command = [sys.executable, "-P", "-W", "ignore", "-c", _BOOT.format(module=module), str(root), *arguments]
+        self._command = recorder_command(module, arguments)
         self._patience_seconds = patience_seconds
         self._stuck = threading.Event()
         self._warned = False

@@ -19,7 +19,7 @@ class Tail:
 
     Args:
         first_step: steps that were taken before this life.
-        every_steps: steps without a validation are taken once in so many.
+        every_steps: steps without a validation or an evaluation are taken once in so many.
     """
 
     def __init__(self, path: Path, first_step: int, every_steps: int) -> None:
@@ -62,7 +62,7 @@ class Tail:
         return median(self._rates[warm_up:]) if self._rates else None
 
     def _is_due(self, step: Mapping[str, Any]) -> bool:
-        return step["step"] % self._every_steps == 0 or bool(step.get("validation"))
+        return step["step"] % self._every_steps == 0 or bool(step.get("validation") or step.get("evaluation"))
 
 
 def measurement_of(step: Mapping[str, Any]) -> Measurement:

@@ -1,13 +1,13 @@
 """Config -> the store that it names, and what others ask of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinyllama.config.schema import TrackingConfig
 from tinyllama.errors import unknown
 from tinyllama.lineage.mlflow_store import MlflowStore
 from tinyllama.lineage.null import NullStore
-from tinyllama.lineage.record import RunRecord, Store, Tracker
+from tinyllama.lineage.record import CorpusRecord, History, RunRecord, Store, Tracker
 
 TRACKERS: dict[str, Callable[[str | None, Path], Store]] = {
     "mlflow": MlflowStore,
@@ -29,6 +29,11 @@ def deliver_pending(config: TrackingConfig, runs: Path, outbox: Path) -> None:
     _store(config, runs).deliver(outbox)
 
 
+def record_evaluations(config: TrackingConfig, runs: Path, records: Sequence[RunRecord]) -> None:
+    """Record what was measured of runs' checkpoints. What the store does not take stays in their outboxes."""
+    _store(config, runs).record_evaluations(records)
+
+
 def measured_throughput(config: TrackingConfig, runs: Path, model_digest: str, cluster: str) -> list[float]:
     """Tokens per second and rank of the finished runs of a model on a cluster; none if the store cannot be asked."""
     return _store(config, runs).throughput(model_digest, cluster)
@@ -43,6 +48,20 @@ def disagreements(
         last_step: the last one of the run's journal.
     """
     return _store(config, runs).disagreements(record, finished, last_step)
+
+
+def record_corpora(config: TrackingConfig, runs: Path, records: Sequence[CorpusRecord]) -> None:
+    """Record versions of prepared corpora, each once. What the store does not take costs a warning and no more."""
+    _store(config, runs).record_corpora(records)
+
+
+def histories(config: TrackingConfig, runs: Path, family: str) -> list[History]:
+    """All that the store has of the runs of a family.
+
+    Raises:
+        ConfigError: it cannot be asked, or keeps nothing.
+    """
+    return _store(config, runs).histories(family)
 
 
 def _store(config: TrackingConfig, runs: Path) -> Store:

@@ -3,12 +3,13 @@
 A GPU-hour is an hour of one rank; on a cluster without GPUs, that of a process.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from tinyllama.config.checks import processes_per_node
-from tinyllama.config.schema import ClusterConfig, RunConfig
+from tinyllama.config.schema import ClusterConfig, RunConfig, SlurmConfig
 from tinyllama.planning.flops import flops_per_token
 from tinyllama.planning.tree import Node
 
@@ -73,6 +74,13 @@ def expense(tokens: int, rate: Throughput, cluster: ClusterConfig) -> Expense:
     hours = gpu_hours / (cluster.nodes * processes_per_node(cluster))
     price = cluster.price_per_gpu_hour
     return Expense(gpu_hours, hours, None if price is None else gpu_hours * price)
+
+
+def jobs_in_a_row(hours: float | None, slurm: SlurmConfig) -> int | None:
+    """How many jobs of SLURM's time limit so many hours of training take; each but the last stops at its notice."""
+    if hours is None:
+        return None
+    return max(1, math.ceil(hours / (slurm.time_hours - slurm.notice_seconds / 3600)))
 
 
 def sum_up(nodes: Sequence[Node], rates: Mapping[str, Throughput], trained: Mapping[str, int]) -> Totals:

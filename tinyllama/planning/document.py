@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tinyllama.config.schema import RunConfig
-from tinyllama.planning.cost import Throughput, assumed_throughput, expense
+from tinyllama.planning.cost import Throughput, assumed_throughput, expense, jobs_in_a_row
 from tinyllama.planning.memory import estimate_memory
 from tinyllama.planning.plan import RunPlan
 from tinyllama.planning.storage import checkpoint_bytes, checkpoints_bytes
@@ -61,7 +61,8 @@ def _memory(config: RunConfig) -> dict[str, Any]:
 
 
 def _time(plan: RunPlan, config: RunConfig, rate: Throughput) -> dict[str, Any]:
-    return asdict(expense(plan.tokens, rate, config.cluster)) | asdict(rate)
+    spent = expense(plan.tokens, rate, config.cluster)
+    return asdict(spent) | {"jobs": jobs_in_a_row(spent.hours, config.cluster.slurm)} | asdict(rate)
 
 
 def _corpora(plan: RunPlan) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def meaning(
     Raises:
         TypeError: a setting of a kind that has no canonical form.
     """
-    stage = {name: value for name, value in asdict(config.stage).items() if name not in ("parent", "mix")}
+    # Of the lengths, that of the stage is the model's, and that of the prepared samples is in the fingerprints.
+    stage = {name: value for name, value in asdict(config.stage).items() if name not in ("parent", "mix", "seq_len")}
     tokenizer = {name: value for name, value in asdict(config.tokenizer).items() if name not in _LABELS | {"path"}}
     what: dict[str, Any] = {
         "model": {name: value for name, value in asdict(config.model).items() if name not in _LABELS},
@@ -124,7 +125,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, str):
         # Of unassigned characters nobody knows yet how they compose; surrogates are what a failed decoding leaves.
-        if any(unicodedata.category(letter) in ("Cn", "Cs") for letter in value):
+        if not value.isascii() and any(unicodedata.category(letter) in ("Cn", "Cs") for letter in value):
             raise TypeError(f"text of characters that are not assigned has no canonical form: {value!r}")
         return value
     if isinstance(value, list | tuple):

@@ -9,7 +9,7 @@ from itertools import combinations
 from math import ceil, gcd, isclose
 from typing import Any, Literal
 
-from tinyllama.config.checks import processes_per_node
+from tinyllama.config.checks import length_setting, processes_per_node
 from tinyllama.config.schema import CorpusConfig, MixChoice, RunConfig
 from tinyllama.errors import ConfigError, unknown
 from tinyllama.planning.globs import can_meet
@@ -249,12 +249,53 @@ def _short_for_ramp(family: Family) -> Iterator[str]:
         ramp_samples = node.plan.ramp_tokens / node.plan.seq_len
         for name, corpus in node.plan.corpora.items():
             shares = node.plan.start_weights.get(name, 0.0), node.plan.end_weights.get(name, 0.0)
-            epochs = ramp_samples * sum(shares) / 2 / corpus.samples
+            epochs = ramp_samples * sum(shares) / 2 / node.plan.view.samples(corpus.shard_samples)
             if epochs > 1:
                 yield (
                     f"stage.ramp_tokens={node.plan.ramp_tokens}: the ramp of stage {node.plan.stage} alone reads "
                     f"{name} {epochs:.3g} times, so it repeats before its weight is reached; shorten the ramp to "
                     f"{int(node.plan.ramp_tokens / epochs)} or add data to {name}"
+                )
+
+
+def _reordered_epoch(family: Family) -> Iterator[str]:
+    for parent, child in family.borders:
+        old, new = parent.plan.view, child.plan.view
+        if old == new or old.joined == new.joined == 1:
+            continue
+        orders = {name: child.plan.order.epoch_samples(name) for name in child.plan.corpora}
+        running = {name: child.plan.start_draws.get(name, 0) / epoch % 1 for name, epoch in orders.items()}
+        told = ", ".join(f"{name} ({read:.0%} of it is read)" for name, read in running.items() if read)
+        if told:
+            yield (
+                f"{length_setting(child.config)}={child.plan.seq_len} has another order than the {parent.plan.seq_len} "
+                f"of the parent of stage {child.plan.stage}, as prepared samples of "
+                f"{child.config.packing.seq_len} tokens are joined, so within the running epoch of {told} text that "
+                f"was read may come again, and as much is missed; only lengths that divide packing.seq_len keep the "
+                f"order"
+            )
+
+
+def _left_out(family: Family) -> Iterator[str]:
+    for node in family.nodes:
+        for name, corpus in node.plan.corpora.items():
+            left = node.plan.view.left_out(corpus.shard_samples)
+            if left > corpus.samples / 100:
+                yield (
+                    f"{length_setting(node.config)}={node.plan.seq_len} leaves out {left} of the {corpus.samples} "
+                    f"prepared samples of {name}: {node.plan.view.joined} of one shard are joined at a time; a shorter "
+                    f"length, or preparing with packing.seq_len={node.plan.seq_len}, reads them too"
+                )
+
+
+def _pinned_version(family: Family) -> Iterator[str]:
+    for node in family.nodes:
+        for name, corpus in node.plan.corpora.items():
+            version = node.config.corpora[name].version
+            if version is not None and corpus.prepared:
+                yield (
+                    f"corpora.{name}.version={version}: {name} is read as it was prepared then (fingerprint "
+                    f"{corpus.fingerprint[:12]}), whatever has been prepared since; null reads the latest"
                 )
 
 
@@ -349,6 +390,9 @@ LINTS: dict[str, tuple[Level, Check]] = {
     "mixture_jump": ("warning", _mixture_jump),
     "starved_corpus": ("warning", _starved_corpus),
     "short_for_ramp": ("warning", _short_for_ramp),
+    "reordered_epoch": ("warning", _reordered_epoch),
+    "left_out": ("note", _left_out),
+    "pinned_version": ("note", _pinned_version),
     "rounded_tokens": ("note", _rounded_tokens),
 }
 """Level and check of every lint; errors first."""

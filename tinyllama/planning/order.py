@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tinyllama.errors import ConfigError
 from tinyllama.planning.mixture import Mixture
 from tinyllama.planning.permutation import permute, scramble, unpermute
-
-Ids = NDArray[np.int64]
+from tinyllama.planning.views import AS_PREPARED, Ids, View, require_whole_rounds
 
 _CUT, _EPOCH, _SHARDS, _BLOCK, _SHARD = range(5)
 """What a hash is for; each is the first word after the key."""
@@ -32,7 +31,7 @@ class Samples:
     draw: Ids
     """Which draw of the corpus, counted from the root of the lineage."""
     sample_id: Ids
-    """Which sample of the corpus, in the order of its shards."""
+    """Which sample of the corpus, in the order of its shards; of those that the order's view makes of them."""
 
 
 class SampleOrder:
@@ -40,11 +39,13 @@ class SampleOrder:
 
     Args:
         mixture: weights of the corpora, positions in samples.
-        shard_samples: samples of each shard, for every corpus of the mixture.
+        shard_samples: prepared samples of each shard, for every corpus of the mixture.
         lanes: position n belongs to lane n % lanes, and each lane reads its own part of every corpus. All lanes draw
             the same corpus at once, so shares are exact to `lanes` samples.
         window: shards of a corpus among which samples are shuffled at a time.
         start_draws: draws that ancestors made, per corpus; what their `draws_before` said.
+        view: what the stage's samples are made of. Of each lane, the pieces of a prepared sample come one after the
+            other where the sample itself would; what is joined has an order of its own.
 
     Raises:
         ConfigError: a corpus has fewer samples than lanes, or ancestors had other lanes.
@@ -59,22 +60,25 @@ class SampleOrder:
         lanes: int = 1,
         window: int = 32,
         start_draws: Mapping[str, int] = MappingProxyType({}),
+        view: View = AS_PREPARED,
     ):
-        self.names, self.lanes = mixture.names, lanes
+        self.names, self.lanes, self.view = mixture.names, lanes, view
         self.shard_samples = {name: np.asarray(shard_samples[name], np.int64) for name in self.names}
         self._rounds = mixture.in_rounds(lanes)
         self._ledger = dict(start_draws)
         self._start = np.array([start_draws.get(name, 0) for name in self.names], np.int64)
         self._orders = []
         for name, sizes in self.shard_samples.items():
-            if sizes.sum() < lanes:
-                raise ConfigError(f"order.lanes={lanes} is more than the {sizes.sum()} samples of {name}; lower it")
-            if start_draws.get(name, 0) % lanes:
+            units = view.units(sizes)
+            if not units.any():
                 raise ConfigError(
-                    f"order.lanes={lanes} does not divide the {start_draws[name]} samples of {name} that the parent "
-                    f"has drawn; use the parent's order.lanes"
+                    f"model.seq_len joins {view.joined} prepared samples, but no shard of {name} holds as many (the "
+                    f"largest has {sizes.max(initial=0)}); train at a shorter length or add data to {name}"
                 )
-            self._orders.append(CorpusOrder(sizes, _key(name, seed), lanes, window))
+            if units.sum() < lanes:
+                raise ConfigError(f"order.lanes={lanes} is more than the {units.sum()} samples of {name}; lower it")
+            require_whole_rounds(name, start_draws.get(name, 0), lanes)
+            self._orders.append(CorpusOrder(units, _key(name, seed), lanes, window, view.pieces))
 
     def samples(self, positions: ArrayLike) -> Samples:
         """What stands at these positions of the stage, in whatever order they are asked for."""
@@ -86,6 +90,14 @@ class SampleOrder:
             here = corpus == index
             sample_id[here] = self._orders[index].sample_ids(draw[here])
         return Samples(corpus, draw, sample_id)
+
+    def prepared(self, samples: Samples) -> Ids:
+        """The prepared sample in which each of these samples begins; the shape of the positions."""
+        first = np.empty_like(samples.sample_id)
+        for index in np.unique(samples.corpus):
+            here = samples.corpus == index
+            first[here] = self.view.first(samples.sample_id[here], self.shard_samples[self.names[index]])
+        return first
 
     def occurrences(self, name: str, sample_id: int, stop: int) -> list[tuple[int, int]]:
         """Where the first `stop` positions of the stage have a sample of a corpus: (draw, position), rising.
@@ -128,14 +140,17 @@ class CorpusOrder:
     over); draw k * lanes + lane is the k-th of its lane. An epoch puts the shards of a lane in a new order, shuffles
     each and cuts it into `window` pieces. Block t of the epoch holds piece 0 of shard t, piece 1 of shard t - 1 and so
     on (cyclically), shuffled again: from block to block one shard comes and one goes.
+
+    With `pieces`, each of these samples is so many, which its lane draws one after the other.
     """
 
-    def __init__(self, shard_samples: Sequence[int] | Ids, key: int, lanes: int = 1, window: int = 32):
+    def __init__(self, shard_samples: Sequence[int] | Ids, key: int, lanes: int = 1, window: int = 32, pieces: int = 1):
         sizes = np.asarray(shard_samples, np.int64)
-        self.samples = int(sizes.sum())
-        self.epoch_samples = self.samples - self.samples % lanes
-        assert self.epoch_samples > 0, f"{self.samples} samples in {lanes} lanes"
-        self.lanes = lanes
+        self.samples = int(sizes.sum()) * pieces
+        self._turns = int(sizes.sum()) // lanes
+        self.epoch_samples = self._turns * lanes * pieces
+        assert self.epoch_samples > 0, f"{sizes.sum()} samples in {lanes} lanes"
+        self.lanes, self._pieces = lanes, pieces
         self._key, self._window = key, window
         self._parts = _cut(sizes, scramble(key, _CUT, np.arange(sizes.size)), lanes)
         self._arrangements: dict[tuple[int, int], _Arrangement] = {}
@@ -144,22 +159,25 @@ class CorpusOrder:
         """Sample ids, from 0 to `samples` - 1, of these draws; the shape of `draws`."""
         draws = np.asarray(draws, np.int64)
         turns, lane = np.divmod(draws, self.lanes)
-        epoch, index = np.divmod(turns, self.epoch_samples // self.lanes)
+        turns, piece = np.divmod(turns, self._pieces)
+        epoch, index = np.divmod(turns, self._turns)
         ids, arrangement = np.empty_like(draws), epoch * self.lanes + lane
         for some in np.unique(arrangement).tolist():
             here = arrangement == some
             ids[here] = self._arrangement(some % self.lanes, some // self.lanes).sample_ids(index[here])
+        ids *= self._pieces
+        ids += piece
         return ids
 
     def draws(self, sample_ids: ArrayLike, epoch: int) -> Ids:
         """Which draw of an epoch brings each sample; -1 for the samples that its lanes leave over."""
-        ids = np.asarray(sample_ids, np.int64)
+        ids, piece = np.divmod(np.asarray(sample_ids, np.int64), self._pieces)
         draws = np.full_like(ids, -1)
         for lane, part in enumerate(self._parts):
             here = part.holds(ids)
             if here.any():
-                turns = epoch * (self.epoch_samples // self.lanes) + self._arrangement(lane, epoch).index(ids[here])
-                draws[here] = turns * self.lanes + lane
+                turns = epoch * self._turns + self._arrangement(lane, epoch).index(ids[here])
+                draws[here] = (turns * self._pieces + piece[here]) * self.lanes + lane
         return draws
 
     def _arrangement(self, lane: int, epoch: int) -> "_Arrangement":

@@ -12,6 +12,7 @@ from tinyllama.planning.identity import digest, meaning
 from tinyllama.planning.mixture import Mixture
 from tinyllama.planning.order import SampleOrder
 from tinyllama.planning.schedule import Schedule, build_schedule
+from tinyllama.planning.views import View, carry
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class RunPlan:
     origin: HfModel | None
     """What a run without parent starts from; None: random weights."""
     seq_len: int
+    view: View
+    """What its samples are made of, which were prepared at a length of their own."""
     batch_samples: int
     steps: int
     start_tokens: int
@@ -34,7 +37,7 @@ class RunPlan:
     start_weights: Mapping[str, float]
     end_weights: Mapping[str, float]
     start_draws: Mapping[str, int]
-    """Draws of every corpus from the root until the first step."""
+    """Draws of every corpus from the root until the first step, all in samples of this stage."""
     corpora: Mapping[str, Corpus]
     seed: int
     lanes: int
@@ -85,6 +88,7 @@ class RunPlan:
             lanes=self.lanes,
             window=self.window,
             start_draws=self.start_draws,
+            view=self.view,
         )
 
     def weights_at(self, position: int) -> dict[str, float]:
@@ -123,6 +127,7 @@ def _fractions(mix: MixConfig) -> dict[str, float]:
 
 def _extend(parent: RunPlan | None, config: RunConfig, inventory: Inventory) -> RunPlan:
     stage, seq_len, end_weights = config.stage, config.model.seq_len, target_weights(config)
+    view = View.of(config.packing.seq_len, seq_len)
     position = _fork_position(parent, config) if parent else 0
     origin = inventory.origin if parent is None else None
     start_weights = end_weights
@@ -139,19 +144,26 @@ def _extend(parent: RunPlan | None, config: RunConfig, inventory: Inventory) -> 
         parent=parent,
         origin=origin,
         seq_len=seq_len,
+        view=view,
         batch_samples=stage.batch_tokens // seq_len,
         steps=max(1, round(stage.tokens / stage.batch_tokens)),
-        start_tokens=parent.start_tokens + position * seq_len if parent else 0,
+        start_tokens=parent.start_tokens + position * parent.seq_len if parent else 0,
         ramp_tokens=stage.ramp_tokens,
         start_weights=start_weights,
         end_weights=end_weights,
-        start_draws=parent.order.draws_before(position) if parent else {},
+        start_draws=_ledger(parent, position, view, config.order.lanes, inventory) if parent else {},
         corpora={name: inventory.corpora[name] for name in used},
         seed=config.seed,
         lanes=config.order.lanes,
         window=config.order.window,
         schedule=build_schedule(config.schedule, config.optimizer),
     )
+
+
+def _ledger(parent: RunPlan, position: int, view: View, lanes: int, inventory: Inventory) -> dict[str, int]:
+    """What has been drawn when the parent stands at `position`, in samples of its child's view."""
+    draws = parent.order.draws_before(position)
+    return carry(draws, {name: inventory.corpora[name].shard_samples for name in draws}, lanes, parent.view, view)
 
 
 def _fork_position(parent: RunPlan, config: RunConfig) -> int:

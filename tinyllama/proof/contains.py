@@ -12,6 +12,8 @@ from tinyllama.proof.record import Record
 def sightings(records: Sequence[Record], question: str) -> dict[str, Any]:
     """When the last checkpoint of a run, and its ancestors before it, had been trained on CORPUS:SAMPLE.
 
+    The sample is one of the run. Of ancestors that read at another length it is those that share text with it.
+
     `known_from_tokens` of the answer is the position of life from which it is certain: what lies before an adoption
     was read by another run.
 
@@ -31,7 +33,9 @@ def sightings(records: Sequence[Record], question: str) -> dict[str, Any]:
             seen, known_from = [], adopted.progress.tokens
         if name not in plan.corpora:
             continue
-        for draw, position in plan.order.occurrences(name, sample, (end - plan.start_tokens) // plan.seq_len):
+        stop, shards = (end - plan.start_tokens) // plan.seq_len, plan.corpora[name].shard_samples
+        samples = records[-1].plan.view.overlapping(sample, plan.view, shards)
+        for draw, position in sorted(found for each in samples for found in plan.order.occurrences(name, each, stop)):
             step = position // plan.batch_samples + 1
             tokens = plan.start_tokens + step * plan.batch_tokens
             if tokens > known_from:
@@ -56,8 +60,7 @@ def _parse(records: Sequence[Record], question: str) -> tuple[str, int]:
         raise ConfigError(f"contains={question} is not CORPUS:SAMPLE; write for example {next(iter(corpora))}:0")
     if name not in corpora:
         raise unknown("contains", name, corpora)
-    if int(number) >= corpora[name].samples:
-        raise ConfigError(
-            f"contains={question}: the training split of {name} has samples 0 to {corpora[name].samples - 1}"
-        )
+    samples = records[-1].plan.view.samples(corpora[name].shard_samples)
+    if int(number) >= samples:
+        raise ConfigError(f"contains={question}: the training split of {name} has samples 0 to {samples - 1}")
     return name, int(number)

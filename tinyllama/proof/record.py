@@ -73,6 +73,12 @@ def _read_record(folder: RunFolder, records: list[Record]) -> str:
     known = {name: each for record in records for name, each in record.corpora.items()} | corpora
     if unknown := sorted(set(target_weights(config)) - set(known)):
         raise DamageError(f"{folder.corpora} says nothing of {unknown[0]}, which {folder.config} mixes in")
+    for name, each in corpora.items():
+        if each.seq_len != config.packing.seq_len:
+            raise DamageError(
+                f"{folder.corpora} has samples of {each.seq_len} tokens of {name}, {folder.config} of "
+                f"packing.seq_len={config.packing.seq_len}"
+            )
     plan = make_plan(path, _inventory(path, known, meaning["parent"] if not records else None))
     if plan.digest != digest:
         first = next(iter(differences(meaning, plan.meaning)))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
@@ -14,7 +13,8 @@ import pyarrow.parquet
 import zstandard
 
 from tinyllama.config.schema import CorpusConfig, TokenizerConfig
-from tinyllama.data.readers import find_files, read_documents
+from tinyllama.data.listing import find_files
+from tinyllama.data.readers import Findings, read_documents
 from tinyllama.data.reporter import Reporter, silent
 from tinyllama.data.sources.chinese import chinese
 from tinyllama.data.sources.code import OTHER_LANGUAGES, notebooks, python_modules, sources_in
@@ -65,10 +65,10 @@ def train_on_corpora(tokenizer: TokenizerConfig, corpora: Iterable[CorpusConfig]
 
 def _share(corpus: CorpusConfig, characters: int) -> Iterator[str]:
     """About that many characters of a corpus, the same from each of its files."""
-    paths = find_files(corpus)
-    for path in paths:
-        left = characters // len(paths)
-        for document in read_documents(path, corpus, skipped=Counter()):
+    files = find_files(corpus)
+    for file in files:
+        left = characters // len(files)
+        for document in read_documents(Path(file.path), file, corpus, Findings()):
             yield document.text
             left -= len(document.text)
             if left <= 0:

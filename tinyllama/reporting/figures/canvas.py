@@ -82,9 +82,12 @@ class Sheet:
         self.text(left + used, top + 1, elided(", ".join(more), width - used), color=PALE)
 
     def square(self, left: float, top: float, side: float, **style: Any) -> None:
-        corner = left / self.width, 1 - (top + side) / self.height
+        self.bar(left, top, side, side, **style)
+
+    def bar(self, left: float, top: float, width: float, height: float, **style: Any) -> None:
+        corner = left / self.width, 1 - (top + height) / self.height
         transform = self.figure.transFigure
-        box = Rectangle(corner, side / self.width, side / self.height, linewidth=0.5, transform=transform, **style)
+        box = Rectangle(corner, width / self.width, height / self.height, linewidth=0.5, transform=transform, **style)
         self.figure.add_artist(box)
 
 
