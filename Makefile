@@ -13,10 +13,14 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## what can be made
 	sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(READY) ## train the whole family at small scale, three stages of three variants, on this machine
+demo: VARIANTS := +variant=standard,math_code,chinese
+demo: $(READY) ## train the whole family at small scale, three stages of three variants, on this machine, and look at it
 	$(BIN)/python -m tinyllama.sample +scale=demo
 	$(BIN)/python -m tinyllama.prepare +scale=demo
-	$(BIN)/python -m tinyllama.train -m +scale=demo +variant=standard,math_code,chinese stage=basic,continual,cooldown
+	$(BIN)/python -m tinyllama.train -m +scale=demo $(VARIANTS) stage=basic,continual,cooldown
+	$(BIN)/python -m tinyllama.evaluate +scale=demo $(VARIANTS) stage=basic,cooldown
+	$(BIN)/python -m tinyllama.generate +scale=demo $(VARIANTS) stage=cooldown prompt="今天" generation.temperature=0.5 generation.max_tokens=24
+	$(BIN)/python -m tinyllama.report +scale=demo
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -34,6 +34,10 @@ class Stopped(TinyllamaError):
     exit_code = 75
 
 
+class StoppedForNow(Stopped):
+    """It was USR1 that asked, which batch systems send ahead of a time limit: the run is to be started again."""
+
+
 def unknown(setting: str, value: object, valid: Iterable[str]) -> ConfigError:
     """The error for a name that is in no table: names the nearest valid ones."""
     names = sorted(valid)

@@ -26,12 +26,21 @@ from tinyllama.training.adoption import adopt
 from tinyllama.training.gate import require_ready
 
 
-@partial(command, sweeps=True)
+@partial(command, sweeps=True, launchers=True)
 def main(config: RunConfig, overrides: list[str]) -> None:
     path = compose_path(overrides)
     check_path(path)
-    config = path[-1]
     plan = make_plan(path, take_inventory(path))
+    train(Job(tuple(overrides), path, plan, plan.stage in continued_stages()), (path[-1].variant,))
+
+
+def train(job: Job, variants: tuple[str, ...]) -> None:
+    """Train a stage from wherever it stands to its end, unless it is done, once all that it needs is there.
+
+    Raises:
+        TinyllamaError: it cannot be, or not to its end; Stopped if somebody asked for that.
+    """
+    config, plan = job.path[-1], job.plan
     folder = RunFolder.of(config.paths.runs, plan)
     if folder.status is Status.done:
         if World.from_environment().is_main:
@@ -39,10 +48,10 @@ def main(config: RunConfig, overrides: list[str]) -> None:
             _log_plainly()
             deliver_pending(config.tracking, Path(config.paths.runs), folder.outbox)
         return
-    require_ready(grow([Job(tuple(overrides), path, plan, plan.stage in continued_stages())]))
+    require_ready(grow([job]))
     if config.adopt is not None:
         adopt(config, plan)
-    start(config, plan, (config.variant,))
+    start(config, plan, variants)
 
 
 def start(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool = False) -> None:
@@ -52,10 +61,19 @@ def start(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bo
     from tinyllama.engine.startup import run_ranks
     from tinyllama.training.run import run_stage
 
+    measuring = None
+    if config.evaluation.every_tokens is not None:
+        from tinyllama.evaluation.during import evaluation_hooks
+
+        measuring = evaluation_hooks
     cluster, faults = config.cluster, RunFolder.of(config.paths.runs, plan).faults
     try:
         run_ranks(
-            run_stage, (config, plan, variants, plain), processes_per_node(cluster), cluster.timeout_minutes, faults
+            run_stage,
+            (config, plan, variants, plain, measuring),
+            processes_per_node(cluster),
+            cluster.timeout_minutes,
+            faults,
         )
     finally:
         signals.ignore()

@@ -8,13 +8,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from tinyllama.checkpoint.layout import RunFolder, Status
-from tinyllama.config.app import command, compose_path
+from tinyllama.checkpoint.choice import find_run
+from tinyllama.config.app import command
 from tinyllama.config.schema import Format, RunConfig
-from tinyllama.errors import ConfigError, DamageError
+from tinyllama.errors import DamageError
 from tinyllama.proof.examination import Check, Examination
 
 
@@ -25,7 +24,7 @@ def main(config: RunConfig, overrides: list[str]) -> None:
     from tinyllama.proof.contains import sightings
     from tinyllama.proof.record import read_records
 
-    folder, examination = _folder(config, overrides), Examination()
+    folder, examination = find_run(config, overrides), Examination()
     records = read_records(folder, examination)
     checks, answer = examination.checks, None
     if all(check.ok for check in checks):
@@ -41,28 +40,6 @@ def main(config: RunConfig, overrides: list[str]) -> None:
     if wrong:
         sys.stdout.flush()
         raise DamageError(f"{len(wrong)} of {len(checks)} checks failed; {wrong[0].name}: {wrong[0].detail}")
-
-
-def _folder(config: RunConfig, overrides: list[str]) -> RunFolder:
-    """The run's directory: the one that was named, or that of the declared run."""
-    if config.run is not None:
-        folder = RunFolder(Path(config.run).absolute())
-        if folder.status is Status.absent and not folder.checkpoints.is_dir():
-            raise ConfigError(f"run={config.run} is not the directory of a run: it has no {folder.identity.name}")
-        return folder
-    from tinyllama.data.inventory import take_inventory
-    from tinyllama.planning.plan import make_plan
-
-    path = compose_path(overrides)
-    plan = make_plan(path, take_inventory(path))
-    folder = RunFolder.of(config.paths.runs, plan)
-    if folder.status is Status.absent:
-        others = sorted(str(other) for other in folder.path.parent.glob(f"{plan.stage}-*"))
-        remedy = f"; name one that stands: run={' or run='.join(others)}" if others else ""
-        raise ConfigError(
-            f"stage={plan.stage} of variant={config.variant} has not been trained: no {folder.path}{remedy}"
-        )
-    return folder
 
 
 def _document(digest: str | None, checks: Sequence[Check], answer: Mapping[str, Any] | None) -> dict[str, Any]:

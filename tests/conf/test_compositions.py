@@ -13,7 +13,7 @@ from tinyllama.planning.plan import make_plan
 
 VARIANTS = ("standard", "math_code", "chinese")
 STAGES = ("basic", "continual", "cooldown")
-CLUSTERS = ("local", "a100_40g_x4", "h100_x8", "h200_x8")
+CLUSTERS = ("local", "a100_40g_x4", "h100_x8", "h200_x8", "slurm")
 SCALES = ("", "demo")
 COMBINATIONS = [
     pytest.param(*each, marks=pytest.mark.slow if each[2] != "local" and each[3] else [], id="-".join(each).strip("-"))

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from tinyllama.config.app import family_command
+from tinyllama.config.load import from_yaml, to_yaml
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["torch", "deepspeed", "mlflow", "streaming", "transformers"]
@@ -34,7 +38,15 @@ def loaded_by(command: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.Co
         ("train", ["-m", "stage=basic,continual"]),
         ("plan", ["+variant=chinese", "stage=basic,continual", "format=json"]),
         ("prepare", ["--help"]),
+        ("prepare", ["hydra/launcher=slurm"]),
+        ("train", ["-m", "stage=basic,continual", "cluster=slurm"]),
+        ("cancel", []),
         ("sample", ["--help"]),
+        ("export", ["--help"]),
+        ("evaluate", ["--help"]),
+        ("generate", ["--help"]),
+        ("generate", ["+variant=standard,chinese", "generation.top_k=0", "prompt=the river"]),
+        ("report", ["--help"]),
     ],
 )
 def test_what_needs_no_torch_loads_none_of_the_heavy_libraries(command, arguments, tmp_path):
@@ -67,13 +79,72 @@ def test_a_setting_of_the_stage_is_not_one_of_its_ancestors(compose):
     assert (basic.stage.tokens, continual.stage.tokens) == (1_500_000_000_000, 30_000_000_000)
 
 
+def test_a_stage_may_have_another_context_than_its_parent_over_the_same_prepared_samples(compose):
+    def lengths(*overrides):
+        return [(config.model.seq_len, config.packing.seq_len) for config in compose("+scale=demo", *overrides)]
+
+    assert lengths("stage=continual", "stage.seq_len=512") == [(128, 128), (512, 128)]
+    assert lengths("stage=cooldown", "++stages.continual.seq_len=64") == [(128, 128), (64, 128), (128, 128)]
+    assert lengths("stage=continual", "model.seq_len=64", "packing.seq_len=128") == [(64, 128), (64, 128)]
+
+
+def test_what_was_written_of_a_stage_of_its_own_context_is_read_back(compose, tmp_path):
+    config = compose("+scale=demo", "stage=continual", "stage.seq_len=512")[-1]
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(tmp_path / "config.yaml") == config
+
+
 def test_a_stage_of_ones_own_takes_its_place_in_the_path(compose):
     path = compose("stage=cooldown", "stage.name=anneal", "stage.parent=basic")
     assert [config.stage.name for config in path] == ["basic", "anneal"]
 
 
-@pytest.mark.parametrize("command", ["verify", "prepare", "sample"])
+@pytest.mark.parametrize("command", ["verify", "prepare", "sample", "cancel"])
 def test_a_command_that_sees_one_thing_at_a_time_refuses_a_sweep(run, command):
     result = run(command, "-m", "stage=basic,continual")
     assert result.code == 2
-    assert "-m is for train and plan" in result.err
+    assert "-m is for train, plan, evaluate and generate" in result.err
+
+
+@pytest.mark.parametrize("chosen", [[], ["hydra/launcher=local"], ["hydra/launcher=basic"], ["cluster=slurm"]])
+def test_a_cluster_may_bring_a_launcher_and_the_command_line_has_the_last_word(run, chosen, tmp_path):
+    """Which one it is shows in what the launchers call their settings."""
+    here = run("train", *chosen, "hydra.launcher.jobs=2", f"paths.data={tmp_path}")
+    there = run("train", *chosen, "hydra.launcher.tasks=2", f"paths.data={tmp_path}")
+    fits, other = (there, here) if chosen == ["cluster=slurm"] else (here, there)
+    assert "is not prepared" in fits.err
+    assert "there is no such setting" in other.err
+    last = run("train", *chosen, "hydra/launcher=local", "hydra.launcher.jobs=2", f"paths.data={tmp_path}")
+    assert "is not prepared" in last.err
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_plan_ignores_the_launcher_that_its_overrides_choose(run, sweep):
+    result = run("plan", *sweep, "stage=basic", "cluster=slurm", "hydra/launcher=slurm", "hydra.launcher.tasks=3")
+    assert result.code == 0
+    assert "basic-" in result.out
+
+
+@pytest.mark.parametrize("minus_m", [[], ["-m"]])
+def test_a_command_may_be_given_all_jobs_of_a_sweep_at_once(monkeypatch, minus_m):
+    calls = []
+
+    @family_command
+    def main(jobs):
+        calls.append([(config.variant, config.stage.name, overrides[0]) for config, overrides in jobs])
+
+    def called(*arguments):
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *minus_m, *arguments])
+        main()
+        return calls.pop()
+
+    standard, chinese = "+variant=standard", "+variant=chinese"
+    assert called("+variant=standard,chinese", "stage=basic,cooldown", "hydra/launcher=slurm") == [
+        ("standard", "basic", standard),
+        ("standard", "cooldown", standard),
+        ("chinese", "basic", chinese),
+        ("chinese", "cooldown", chinese),
+    ]
+    assert called(chinese, "cluster=slurm") == [("chinese", "basic", chinese)]
+    assert not calls

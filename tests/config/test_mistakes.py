@@ -8,6 +8,8 @@ MISTAKES = {
     "a misspelt setting, added": (["+stage.tokns=5"], ["+stage.tokns=5: there is no such setting", "stage.tokens"]),
     "a misspelt group": (["modle=nano"], ["modle=nano", "did you mean model"]),
     "a variant that is not appended": (["variant=chinese"], ["variant=chinese", "+variant=chinese"]),
+    "an interval of nothing": (["evaluation.every_tokens=0"], ["evaluation.every_tokens=0 must be above 0"]),
+    "nothing to ask": (["evaluation.tasks=[]"], ["evaluation.tasks=[]", "perplexity"]),
     "a wrong type": (["model.num_layers=many"], ["model.num_layers=many", "Integer"]),
     "a wrong choice": (["format=xml"], ["format=xml", "text, json"]),
     "no value where one is needed": (["seed=null"], ["seed=null"]),
@@ -34,6 +36,19 @@ MISTAKES = {
         ["stage.batch_tokens=1000"],
         ["stage.batch_tokens=1000", "model.seq_len=2048", "2048"],
     ),
+    "a length between the pieces of prepared samples": (
+        ["model.seq_len=1536", "packing.seq_len=2048", "stage.batch_tokens=1536K"],
+        ["model.seq_len=1536", "packing.seq_len=2048", "nearest: 1024 and 2048", "with packing.seq_len=1536"],
+    ),
+    "a length between multiples of prepared samples": (
+        ["stage.seq_len=5000", "stage.batch_tokens=2M"],
+        ["stage.seq_len=5000", "packing.seq_len=2048", "nearest: 4096 and 6144", "with packing.seq_len=5000"],
+    ),
+    "a batch that the stage's own samples do not fill": (
+        ["stage.seq_len=4096", "stage.batch_tokens=6144"],
+        ["stage.batch_tokens=6144", "stage.seq_len=4096", "nearest: 4096 and 8192"],
+    ),
+    "no length of prepared samples": (["packing.seq_len=0"], ["packing.seq_len=0", "above 0"]),
     "a stage below one batch": (["stage.tokens=1M"], ["stage.tokens=1000000", "less than one batch"]),
     "a floor at the peak": (
         ["schedule.min_learning_rate=4e-4"],
@@ -87,6 +102,41 @@ MISTAKES = {
         ["stage=continual", "stage.fork_at_tokens=1.6T"],
         ["stage.fork_at_tokens=1600000000000", "1499999764480"],
     ),
+    "a misspelt setting of SLURM": (
+        ["cluster.slurm.patition=x"],
+        ["cluster.slurm.patition=x: there is no such setting", "did you mean cluster.slurm.partition"],
+    ),
+    "a setting of SLURM that is like none": (
+        ["cluster.slurm.xyz=1"],
+        ["cluster.slurm.xyz=1: there is no such setting", "cluster.slurm has partition, account, qos, time_hours"],
+    ),
+    "a setting that no launcher has": (
+        ["hydra.launcher.xyz=1"],
+        ["hydra.launcher.xyz=1", "hydra/launcher=local has hydra.launcher.jobs", "slurm has hydra.launcher.tasks"],
+    ),
+    "a setting of another launcher": (
+        ["hydra/launcher=slurm", "hydra.launcher.jobs=2"],
+        ["hydra.launcher.jobs=2", "hydra/launcher=slurm has hydra.launcher.tasks"],
+    ),
+    "a launcher that there is not": (["hydra/launcher=slrum"], ["hydra/launcher=slrum", "did you mean slurm"]),
+    "no time for a job": (["cluster.slurm.time_hours=0"], ["cluster.slurm.time_hours=0", "above 0"]),
+    "a notice as long as the job": (
+        ["cluster.slurm.time_hours=0.05"],
+        ["cluster.slurm.notice_seconds=300", "cluster.slurm.time_hours=0.05 (180 seconds)"],
+    ),
+    "fewer GPUs than none": (["cluster.slurm.gpus_per_node=-1"], ["cluster.slurm.gpus_per_node=-1", "0 or more"]),
+    "an option of sbatch that is a setting": (
+        ["+cluster.slurm.options.time=60"],
+        ["cluster.slurm.options.time=60", "set cluster.slurm.time_hours"],
+    ),
+    "an option of sbatch that is ours": (
+        ["+cluster.slurm.options.dependency=singleton"],
+        ["cluster.slurm.options.dependency=singleton", "remove it"],
+    ),
+    "an option of srun that is ours": (
+        ["+cluster.slurm.srun_options.kill-on-bad-exit=0"],
+        ["cluster.slurm.srun_options.kill-on-bad-exit=0", "srun", "remove it"],
+    ),
     "a family that is no folder": (["family=a/b"], ["family=a/b", "letters"]),
     "a corpus that is not prepared": (
         ["stage=basic"],
@@ -108,8 +158,19 @@ def test_a_mistake_on_the_command_line_gets_one_message_and_writes_nothing(run, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides, words", list(MISTAKES.values())[:1] + list(MISTAKES.values())[12:17])
-def test_a_sweep_refuses_the_same_mistakes_before_it_trains_anything(run, tmp_path, overrides, words):
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "an option that no group has",
+        "a negative weight",
+        "weights that sum to zero",
+        "a corpus that is not configured",
+        "a ramp longer than the stage",
+        "a ramp without a parent",
+    ],
+)
+def test_a_sweep_refuses_the_same_mistakes_before_it_trains_anything(run, tmp_path, mistake):
+    overrides, words = MISTAKES[mistake]
     result = run("train", "-m", f"paths.runs={tmp_path / 'runs'}", f"paths.data={tmp_path / 'data'}", *overrides)
     assert result.code == 2
     for word in words:

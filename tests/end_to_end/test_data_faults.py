@@ -10,7 +10,7 @@ import pytest
 def damaged(settings, data, tmp_path):
     """The settings of the small family on data of which one shard of slimpajama has a flipped bit, and that shard."""
     shutil.copytree(data, tmp_path / "data", symlinks=True)
-    shards = sorted((tmp_path / "data" / "shards").glob("*/slimpajama/train/*.mds"))
+    shards = sorted((tmp_path / "data" / "shards").glob("*/slimpajama@*/train/*.mds"))
     content = bytearray(shards[0].read_bytes())
     content[-5] ^= 1
     shards[0].write_bytes(content)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_runs import LONGER, only_run, start, wait_for_steps
+from tests.end_to_end.test_runs import LONGER, only_run, wait_for_steps
 from tinyllama.checkpoint.files import free_bytes
 
 pytestmark = pytest.mark.slow
@@ -53,8 +53,8 @@ LONG = [
 """200 steps, a checkpoint every ten."""
 
 
-def test_a_run_goes_on_while_the_disk_has_no_room_for_checkpoints_and_saves_when_it_has(small, disk):
-    process = start([*small, *LONG])
+def test_a_run_goes_on_while_the_disk_has_no_room_for_checkpoints_and_saves_when_it_has(begin, small, disk):
+    process = begin("train", *small, *LONG)
     for step in range(40, 90):
         wait_for_steps(process, disk, step)
         filler = fill(disk, leave=300_000)  # room for the journals
@@ -66,9 +66,9 @@ def test_a_run_goes_on_while_the_disk_has_no_room_for_checkpoints_and_saves_when
     assert "tried again in 5 s, or with the next one" in err and "Traceback" not in err
 
 
-def test_a_run_on_a_full_disk_stops_in_order_and_goes_on_from_its_last_good_checkpoint(small, disk, shell):
+def test_a_run_on_a_full_disk_stops_in_order_and_goes_on_from_its_last_good_checkpoint(begin, small, disk, shell):
     settings = [*small, *LONG]
-    process = start(settings)
+    process = begin("train", *settings)
     wait_for_steps(process, disk, 40)
     filler = fill(disk)
     _, err = process.communicate(timeout=240)

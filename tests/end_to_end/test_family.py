@@ -13,10 +13,10 @@ SWEEP = ["+variant=standard,math_code,chinese", "stage=cooldown,basic,continual"
 
 
 @pytest.fixture(scope="session")
-def family(settings, shell, tmp_path_factory):
+def family(settings, typed, tmp_path_factory):
     """The runs folder of a family that was trained by one sweep."""
     runs = tmp_path_factory.mktemp("family") / "runs"
-    result = shell("train", "-m", *settings, f"paths.runs={runs}", *SWEEP, "trace=true")
+    result = typed("train", "-m", *settings, f"paths.runs={runs}", *SWEEP, "trace=true")
     assert result.code == 0, result.err
     return runs
 
@@ -40,9 +40,9 @@ def test_the_basic_stage_is_trained_once_and_every_other_stage_once_per_variant(
     assert {plan["status"] for plan in plans} == {"done"}
 
 
-def test_a_second_call_finds_everything_done_and_changes_nothing(family, settings, shell):
+def test_a_second_call_finds_everything_done_and_changes_nothing(family, settings, typed):
     before = {path: path.stat().st_mtime_ns for path in family.rglob("*")}
-    result = shell("train", "-m", *settings, f"paths.runs={family}", *SWEEP)
+    result = typed("train", "-m", *settings, f"paths.runs={family}", *SWEEP)
     assert result.code == 0
     assert result.err.count(" done ") == 7
     assert {path: path.stat().st_mtime_ns for path in family.rglob("*")} == before

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +25,12 @@ def names(runs: Path) -> dict[str, bool]:
 
 def test_a_node_that_fails_holds_up_its_descendants_and_nobody_else(settings, data, shell, tmp_path):
     broken = tmp_path / "data"
-    shutil.copytree(data, broken)
+    shutil.copytree(data, broken, symlinks=True)
     for shard in (broken / "shards" / "demo-32" / "skypile" / "train").glob("*.mds"):
         shard.unlink()
     sweep = ["+variant=chinese,standard", "stage=basic,continual,cooldown", "tracking=none"]
     result = shell("train", "-m", *settings, f"paths.data={broken}", f"paths.runs={tmp_path / 'runs'}", *sweep)
-    assert result.code == 1
+    assert result.code == 3, "damage is all that went wrong"
     done = names(tmp_path / "runs")
     assert done == {
         "basicchinese": True,
@@ -35,11 +38,16 @@ def test_a_node_that_fails_holds_up_its_descendants_and_nobody_else(settings, da
         "continualstandard": True,
         "cooldownstandard": True,
     }
-    table = result.err[result.err.index("Validation loss") :]
-    status = {(line.split("-")[0].strip(), "chinese" in line): line for line in table.splitlines()}
-    assert "failed with exit code" in status["continual", True]
-    assert "not started: continual" in status["cooldown", True]
-    assert status["cooldown", False].split()[-1] == "done"
+    _, *table = result.err[result.err.index("Validation loss") :].splitlines()
+    reasons = [line for line in table if ": " in line]
+    status = {(line.split("-")[0].strip(), "chinese" in line): line for line in table if line not in reasons}
+    assert status["continual", True].split()[1] == "failed"
+    assert "  not started  chinese" in status["cooldown", True]
+    assert status["cooldown", False].split()[1] == "done"
+    assert "failed: " in reasons[0] and "skypile" in reasons[0]
+    log = Path(reasons[1].removeprefix("  log: "))
+    assert "error: " in log.read_text() and "skypile" in log.read_text()
+    assert re.fullmatch(r"cooldown-\w+ not started: continual-\w+ failed", reasons[2])
     assert "2 of 5 runs did not come to their end" in result.err
 
 
@@ -50,21 +58,37 @@ def test_a_sweep_whose_ancestor_is_not_done_names_it_and_starts_nothing(small, s
     assert not (tmp_path / "runs").exists()
 
 
+def begin(*overrides: str) -> subprocess.Popen[str]:
+    """A family in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tinyllama.train", "-m", *overrides],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+
+
+def read_until(process: subprocess.Popen[str], *words: str) -> None:
+    """Until it has printed a line with all of these words."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if all(word in line for word in words):
+            return
+    raise AssertionError(f"{words} are not printed")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_family_that_is_stopped_goes_on_with_the_same_command(small, shell, tmp_path, jobs):
     command = [*small, "stages.continual.tokens=60K", "schedule.horizon_tokens=90K", "+variant=chinese,math_code",
                "stage=basic,continual", "tracking=none", f"hydra.launcher.jobs={jobs}", "trace=true"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tinyllama.train", "-m", *command],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "continual" in line and "step " in line:
-            break
-    process.send_signal(signal.SIGTERM)
+    process = begin(*command)
+    read_until(process, "continual", "step ")
+    if jobs == 1:
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 75, err
+    assert "Traceback" not in err and "failed" not in err
     assert not all(names(tmp_path / "runs").values())
     result = shell("train", "-m", *command)
     assert result.code == 0, result.err
@@ -72,6 +96,24 @@ def test_a_family_that_is_stopped_goes_on_with_the_same_command(small, shell, tm
     for path in (tmp_path / "runs" / "demo").glob("*/samples.jsonl"):
         steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1))
+        assert (path.with_name("log.txt").exists()) == (jobs == 2)
+
+
+@pytest.mark.slow
+def test_whoever_asks_to_stop_when_all_is_done_need_not_wait_for_a_store_out_of_reach(small, tmp_path):
+    with socket.socket() as deaf:  # bound, but nobody listens
+        deaf.bind(("127.0.0.1", 0))
+        process = begin(*small, "stage=basic", f"tracking.uri=http://127.0.0.1:{deaf.getsockname()[1]}")
+        read_until(process, "run ", " status ", " variants")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (recorders := children.read_text().split()):  # they try to deliver
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        for pid in recorders:  # for minutes, left to themselves
+            os.kill(int(pid), signal.SIGKILL)
+    assert names(tmp_path / "runs") == {"basicslimpajama": True}
+    assert list((tmp_path / "runs" / "demo").glob("*/outbox/*.json")), "nothing was left to deliver"
 
 
 def test_what_a_sweep_says_of_a_stage_holds_for_the_ancestor_of_the_others(small, run, tmp_path):
@@ -85,3 +127,12 @@ def test_a_number_of_jobs_below_one_is_refused(small, run):
     result = run("train", "-m", *small, "stage=basic", "hydra.launcher.jobs=0")
     assert result.code == 2
     assert "hydra.launcher.jobs=0" in result.err
+
+
+def test_more_ranks_than_gpus_are_refused_before_anything_starts(small, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-1f")
+    result = run("train", "-m", *small, "stage=basic,continual", "cluster.processes=4")
+    assert result.code == 2
+    assert "cluster.processes=4 of stage=basic" in result.err and "4, GPU-1f" in result.err
+    assert "cluster.processes=2 or less" in result.err
+    assert not (tmp_path / "runs").exists()

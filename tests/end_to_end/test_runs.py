@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.forked import Forked
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LONGER = ["stage=basic", "stage.tokens=80K", "schedule.horizon_tokens=80K", "trace=true", "tracking=none"]
@@ -31,12 +33,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def start(overrides: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tinyllama.train", *overrides]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_steps(process: "subprocess.Popen[str]", runs: Path, steps: int) -> None:
+def wait_for_steps(process: Forked, runs: Path, steps: int) -> None:
     """Until the run has recorded so many steps."""
     while process.poll() is None:
         found = list(runs.glob("demo/*/metrics.jsonl"))
@@ -58,7 +55,6 @@ def unbroken(settings, shell, tmp_path_factory):
 @pytest.mark.parametrize(
     "placement",
     [
-        ["cluster.processes=2", "cluster.micro_batch=2"],
         ["cluster.processes=2", "cluster.workers=1", "cluster.zero_stage=3", "cluster.shard_within_node=true"],
         ["cluster.processes=4", "cluster.zero_stage=2"],
         ["cluster.micro_batch=2", "cluster.workers=2"],
@@ -92,33 +88,28 @@ def test_torchrun_may_start_the_ranks(unbroken, small, tmp_path):
     assert losses(here) == pytest.approx(losses(there), abs=2e-3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(
-    unbroken, small, tmp_path, shell, number
-):
-    process = start([*small, *LONGER])
+def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(unbroken, small, tmp_path, begin, shell):
+    process = begin("train", *small, *LONGER)
     wait_for_steps(process, tmp_path / "runs", 20)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "goes on from there" in err
     result = shell("train", *small, *LONGER)
     assert result.code == 0, result.err
     assert "goes on after step" in result.err
-    for name in ("samples.jsonl",):
-        assert (only_run(tmp_path / "runs") / name).read_bytes() == (only_run(unbroken) / name).read_bytes()
-    steps = [
-        json.loads(line)["step"] for line in (only_run(tmp_path / "runs") / "metrics.jsonl").read_text().splitlines()
-    ]
+    here = only_run(tmp_path / "runs")
+    assert (here / "samples.jsonl").read_bytes() == (only_run(unbroken) / "samples.jsonl").read_bytes()
+    steps = [json.loads(line)["step"] for line in (here / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 79))
     ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_without_a_repeated_or_missing_step(
-    unbroken, small, tmp_path, shell
+    unbroken, small, tmp_path, begin, shell
 ):
-    process = start([*small, *LONGER])
+    process = begin("train", *small, *LONGER)
     wait_for_steps(process, tmp_path / "runs", 15)
     process.kill()
     process.communicate()
@@ -144,9 +135,9 @@ def test_only_the_last_checkpoints_and_the_milestones_stay(small, shell, tmp_pat
 
 
 @pytest.fixture
-def half(small, tmp_path):
+def half(small, tmp_path, begin):
     """A run that was killed after two checkpoints."""
-    process = start([*small, *LONGER])
+    process = begin("train", *small, *LONGER)
     wait_for_steps(process, tmp_path / "runs", 15)
     folder = only_run(tmp_path / "runs")
     while len(list(folder.glob("checkpoints/0*"))) < 2:  # the second may still be on its way to the disk
@@ -173,9 +164,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_
     assert "none of the" in result.err and "Traceback" not in result.err
 
 
-def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, shell):
+def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, begin, shell):
     endless = [*small, "stage=basic", "stage.tokens=10M", "schedule.horizon_tokens=10M", "tracking=none"]
-    process = start(endless)
+    process = begin("train", *endless)
     wait_for_steps(process, tmp_path / "runs", 2)
     second = shell("train", *endless)
     process.kill()

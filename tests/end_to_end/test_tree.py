@@ -1,6 +1,7 @@
 """The tree on disk: what was changed is refused or branched, what was trained elsewhere is adopted; forks and roots."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,17 +89,23 @@ def test_runs_that_one_sweep_declares_may_stand_beside_each_other(standing, smal
 
 
 def test_a_corpus_that_was_prepared_anew_is_named_with_both_manifests(standing, small, run, data, compose, tmp_path):
-    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(data, tmp_path / "data", symlinks=True)
     config = compose(*small, f"paths.data={tmp_path / 'data'}")[-1]
     raw = tmp_path / "data" / "raw" / "skypile" / "data" / "part.jsonl"
     raw.write_text(raw.read_text() + json.dumps({"text": "春山" * 200}) + "\n", encoding="utf-8")
     prepare_corpus(config.corpora["skypile"], config.tokenizer, config.model.seq_len, tmp_path / "data")
     result = run("train", *small, f"paths.data={tmp_path / 'data'}", "+variant=chinese", "stage=continual")
     assert result.code == 3
-    manifest = tmp_path / "data" / "shards" / "demo-32" / "skypile" / "manifest.json"
-    for path in (manifest, only(standing, "continual") / "corpora.json"):
+    latest = tmp_path / "data" / "shards" / "demo-32" / "skypile"
+    for path in (
+        latest.with_name(latest.readlink().name) / "manifest.json",
+        only(standing, "continual") / "corpora.json",
+    ):
         assert path.is_file() and str(path) in result.err
     assert "corpora.skypile" in result.err and "corpora.slimpajama" not in result.err
+    (way_back,) = re.findall(r"Add (corpora.skypile.version=\w+) to go on with what stands", result.err)
+    again = run("train", *small, f"paths.data={tmp_path / 'data'}", "+variant=chinese", "stage=continual", way_back)
+    assert "is done" in again.err
 
 
 def test_an_identity_that_does_not_give_its_directory_is_damage(standing, small, run):

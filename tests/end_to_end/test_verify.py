@@ -1,19 +1,14 @@
 """A run proves itself from what it left on disk; whatever is changed of it is found and named."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import pytest
 
-from tinyllama.checkpoint.files import write_sealed
+from tests.end_to_end.faults import FAULTS, edit, manifest, reseal, without_line
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.data.reporter import silent
 from tinyllama.planning.identity import digest
@@ -85,166 +80,6 @@ def test_no_torch_and_no_streaming_is_needed(healthy):
     code = "from tinyllama.verify import main; main(); import sys; assert not {'torch', 'streaming'} & set(sys.modules)"
     command = [sys.executable, "-c", code, f"run={of(healthy, 'cooldown').path}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def without_line(path: Path, number: int) -> None:
-    lines = path.read_text().splitlines(keepends=True)
-    del lines[number]
-    path.write_text("".join(lines))
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    fields = json.loads(path.read_text())
-    change(fields)
-    path.write_text(json.dumps(fields))
-
-
-def reseal(path: Path, change: Callable[[dict], object]) -> None:
-    """What someone does who knows how manifests are sealed."""
-    fields = json.loads(path.read_text())
-    del fields["seal"]
-    change(fields)
-    write_sealed(path, fields)
-
-
-def manifest(folder: RunFolder, index: int = -1) -> Path:
-    return folder.checkpoint(folder.checkpoint_tokens()[index]) / "manifest.json"
-
-
-FAULTS = {
-    "a flipped byte in a checkpoint": (
-        lambda basic, here: flip(manifest(here).parent / "exp_avg.safetensors"),
-        "cooldown-* checkpoint",
-        "exp_avg.safetensors is damaged",
-    ),
-    "a flipped byte in the parent's checkpoint": (
-        lambda basic, here: flip(manifest(basic, 0).parent / "weights.safetensors"),
-        "basic-* checkpoint",
-        "weights.safetensors is damaged",
-    ),
-    "a file of a checkpoint that is gone": (
-        lambda basic, here: (manifest(here).parent / "optimizer.json").unlink(),
-        "cooldown-* checkpoint",
-        "optimizer.json is missing",
-    ),
-    "a file too many in a checkpoint": (
-        lambda basic, here: (manifest(here).parent / "notes.txt").write_text("?"),
-        "cooldown-* checkpoint",
-        "notes.txt is a file that manifest.json does not name",
-    ),
-    "a line removed from a checkpoint's manifest": (
-        lambda basic, here: without_line(manifest(here), 7),
-        "cooldown-* checkpoint",
-        "manifest.json",
-    ),
-    "a position edited in a sealed manifest": (
-        lambda basic, here: reseal(manifest(here), lambda fields: fields["progress"].update(step=3)),
-        "cooldown-* checkpoint",
-        "does not come by",
-    ),
-    "an order chain edited in a sealed manifest": (
-        lambda basic, here: reseal(manifest(basic, 0), lambda fields: fields.update(order_chain="0" * 64)),
-        "basic-* order",
-        "the order chain is 000000000000",
-    ),
-    "a line removed from corpora.json": (
-        lambda basic, here: without_line(here.corpora, 5),
-        "cooldown-* identity",
-        "corpora.json",
-    ),
-    "sizes of shards edited in a sealed corpora.json": (
-        lambda basic, here: reseal(
-            here.corpora, lambda fields: fields["skypile"].update(shard_samples=[fields["skypile"]["samples"] - 1])
-        ),
-        "cooldown-* corpora",
-        "shard_samples is",
-    ),
-    "an edited identity": (
-        lambda basic, here: edit(here.identity, lambda fields: fields["meaning"].update(seed=5)),
-        "lineage",
-        "identity.json is damaged",
-    ),
-    "an identity that is gone": (lambda basic, here: here.identity.unlink(), "lineage", "identity.json"),
-    "a setting edited in config.yaml": (
-        lambda basic, here: here.config.write_text(here.config.read_text().replace("seed: 3407", "seed: 3408")),
-        "cooldown-* identity",
-        "seed is 3408",
-    ),
-    "a config.yaml that cannot be read": (
-        lambda basic, here: here.config.write_text("seed: ["),
-        "cooldown-* identity",
-        "config.yaml cannot be read",
-    ),
-    "a number edited in plan.json": (
-        lambda basic, here: reseal(here.plan, lambda fields: fields.update(steps=5)),
-        "cooldown-* plan",
-        "steps is 5",
-    ),
-    "a field removed from plan.json": (
-        lambda basic, here: edit(here.plan, lambda fields: fields["corpora"]["skypile"].pop("samples")),
-        "cooldown-* plan",
-        "plan.json is damaged",
-    ),
-    "a line removed from metrics.jsonl": (
-        lambda basic, here: without_line(basic.metrics, 6),
-        "basic-* metrics",
-        "step 7 is missing; after step 6 comes step 8",
-    ),
-    "the last line removed from metrics.jsonl": (
-        lambda basic, here: without_line(here.metrics, -1),
-        "cooldown-* metrics",
-        "step 4 is missing",
-    ),
-    "a step twice in metrics.jsonl": (
-        lambda basic, here: here.metrics.write_text(2 * here.metrics.read_text()),
-        "cooldown-* metrics",
-        "after step 4 comes step 1",
-    ),
-    "a line removed from samples.jsonl": (
-        lambda basic, here: without_line(basic.samples, 6),
-        "basic-* samples",
-        "step 7 is missing",
-    ),
-    "two samples exchanged in samples.jsonl": (
-        lambda basic, here: basic.samples.write_text(_exchanged(basic.samples.read_text())),
-        "basic-* samples",
-        "step 1 was not trained on the samples",
-    ),
-    "DONE of another end": (
-        lambda basic, here: edit(here.done, lambda fields: fields.update(step=3)),
-        "cooldown-* end",
-        "another end",
-    ),
-    "DONE with other losses": (
-        lambda basic, here: edit(here.done, lambda fields: fields["validation"].update(skypile=1.0)),
-        "cooldown-* end",
-        "different validation losses",
-    ),
-    "DONE that is gone": (lambda basic, here: here.done.unlink(), "cooldown-* plan", "status is done"),
-    "a final checkpoint that is gone": (
-        lambda basic, here: shutil.rmtree(manifest(here).parent),
-        "cooldown-* end",
-        "the state at the end, is missing",
-    ),
-    "a parent that is gone": (
-        lambda basic, here: shutil.rmtree(basic.path),
-        "lineage",
-        "which is not in",
-    ),
-}  # fmt: skip
-
-
-def _exchanged(text: str) -> str:
-    first, rest = text.split("\n", 1)
-    step = json.loads(first)
-    step["samples"][:2] = step["samples"][1::-1]
-    return json.dumps(step) + "\n" + rest
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -347,56 +182,7 @@ def test_a_child_that_names_another_parent_is_found(runs, other, verify):
     assert any("belongs to another run" in check["detail"] for check in document["checks"])
 
 
-# ---------------------------------------------------------------- the chain in life
-
-
-BASIC = ["stage=basic", "stage.tokens=40K", "schedule.horizon_tokens=40K", "trace=true", "tracking=none"]
-KEEP = ["checkpoint.keep=100"]
-
-
-def chains(runs: Path) -> dict[int, str]:
-    folder = of(runs, "basic")
-    return {
-        tokens: json.loads((folder.checkpoint(tokens) / "manifest.json").read_text())["order_chain"]
-        for tokens in folder.checkpoint_tokens()
-    }
-
-
-@pytest.mark.slow
-def test_the_chain_is_the_same_on_any_processes_and_with_any_interruption(settings, shell, tmp_path):
-    worlds = {
-        "one": ["cluster.processes=1"],
-        "two": ["cluster.processes=2", "cluster.workers=1"],
-        "four": ["cluster.processes=4", "cluster.micro_batch=2"],
-    }
-    for name, placement in worlds.items():
-        result = shell("train", *settings, f"paths.runs={tmp_path / name}", *BASIC, *KEEP, *placement)
-        assert result.code == 0, result.err
-    overrides = [*settings, f"paths.runs={tmp_path / 'broken'}", *BASIC, *KEEP]
-    _start_and_end(overrides, tmp_path / "broken", 9, signal.SIGKILL)
-    _start_and_end([*overrides, *worlds["two"]], tmp_path / "broken", 22, signal.SIGTERM)
-    assert shell("train", *overrides, *worlds["four"]).code == 0
-    expected = chains(tmp_path / "one")
-    assert len(expected) == 7
-    assert chains(tmp_path / "two") == chains(tmp_path / "four") == expected
-    assert chains(tmp_path / "broken").items() >= expected.items()  # and one where it was stopped
-    result = shell("verify", *settings, f"paths.runs={tmp_path / 'broken'}", *BASIC, "format=json")
-    assert result.code == 0, result.out
-
-
-def _start_and_end(overrides: list[str], runs: Path, steps: int, number: signal.Signals) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tinyllama.train", *overrides], cwd=ROOT, env=environment, stderr=subprocess.PIPE
-    )
-    while process.poll() is None:
-        found = list(runs.glob("demo/*/metrics.jsonl"))
-        if found and found[0].read_text().count("\n") >= steps:
-            process.send_signal(number)
-            break
-        time.sleep(0.02)
-    process.communicate()
-    assert process.returncode in (75, -number), "it ended before it was told to"
+# ---------------------------------------------------------------- what is there no longer
 
 
 def test_a_run_that_was_stopped_is_proven_as_far_as_it_came(runs, verify):
@@ -478,23 +264,6 @@ def test_a_run_that_has_not_been_trained_is_named_with_those_that_have(healthy, 
     result = run("verify", *settings, *TRAINED, f"paths.runs={healthy}", "stage=cooldown", "seed=9")
     assert result.code == 2
     assert f"run={of(healthy, 'cooldown').path}" in result.err
-
-
-@pytest.mark.slow
-def test_what_mlflow_tells_otherwise_is_found(settings, shell, verify, tmp_path):
-    runs = tmp_path / "runs"
-    result = shell("train", *settings, f"paths.runs={runs}", "stage=basic")
-    assert result.code == 0, result.err
-    here = of(runs, "basic")
-    code, document, _ = verify(here)
-    assert (code, document["checks"][-1]["detail"]) == (0, "mlflow tells the same"), document
-    client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
-    experiment = client.get_experiment_by_name("demo")
-    (there,) = client.search_runs([experiment.experiment_id])
-    client.set_tag(there.info.run_id, "stage", "cooldown")
-    code, _, err = verify(here)
-    assert code == 3
-    assert "mlflow has another record of the run: tag stage: basic here, cooldown there" in err
 
 
 # ---------------------------------------------------------------- what was not trained here from the root

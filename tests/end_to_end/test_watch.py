@@ -25,6 +25,7 @@ from tinyllama.errors import TinyllamaError
 from tinyllama.model.llama import Llama, build_model
 from tinyllama.planning.plan import make_plan
 from tinyllama.training import run as module
+from tinyllama.training import serving
 from tinyllama.training.display import build_display
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ class Bench:
             model.register_forward_hook(multiply)
             return model
 
-        self._patch.setattr(module, "train_loader", spoiling)
+        self._patch.setattr(serving, "train_loader", spoiling)
         self._patch.setattr(module, "build_model", building)
         # The standard error at hand when it was imported belongs to an earlier test.
         self._patch.setattr(module, "build_display", partial(build_display, stream=sys.stderr))

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import sysconfig
 from configparser import ConfigParser
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +84,26 @@ def test_every_folder_of_the_package_is_packaged() -> None:
     assert packages() - {"tinyllama.conf"} == folders
 
 
+def test_every_package_that_an_extra_brings_is_pinned() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = [text for extra, text in setup["options.extras_require"].items() if extra != "gpu"]
+    lines = "\n".join([setup["options"]["install_requires"], *extras]).splitlines()
+    waiting = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    needed: set[tuple[str, ...]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name == "torch" or (name, *requirement.extras) in needed:  # torch pins what it brings for GPUs itself
+            continue
+        needed.add((name, *requirement.extras))
+        theirs = map(Requirement, requires(name) or ())
+        wanted = [{"extra": extra} for extra in (*requirement.extras, "")]
+        waiting += [each for each in theirs if not each.marker or any(map(each.marker.evaluate, wanted))]
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {name for name, *_ in needed} - pinned == set()
+
+
 @pytest.mark.slow
 def test_a_bare_checkout_works_from_its_own_folder_and_from_others(
     checkout: Path, python: Path, tmp_path: Path
@@ -105,3 +128,5 @@ def test_a_wheel_works_after_its_checkout_is_gone(checkout: Path, python: Path, 
     assert_works(python, tmp_path, conf)
     shipped = {path.relative_to(conf) for path in conf.rglob("*.yaml")}
     assert shipped == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    beside_code = [path for path in (ROOT / "tinyllama").rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert [path for path in beside_code if not (conf.parents[1] / path.relative_to(ROOT)).is_file()] == []

@@ -7,7 +7,7 @@ import torch
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.model.hf import from_hf, hf_config, to_hf
-from tinyllama.model.llama import Llama, build_model
+from tinyllama.model.llama import Llama, build_model, parameter_shapes
 from tinyllama.planning.flops import num_parameters
 
 CPU = torch.device("cpu")
@@ -111,3 +111,9 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
     plain, recomputed = found
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_shapes_by_arithmetic_are_those_of_the_model_in_its_order(config: ModelConfig, model: Llama) -> None:
+    assert list(parameter_shapes(config).items()) == [
+        (name, tuple(parameter.shape)) for name, parameter in model.named_parameters()
+    ]

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from tinyllama.checkpoint.layout import RunFolder
+from tinyllama.config.schema import SlurmConfig
 from tinyllama.planning.corpora import Corpus, Inventory
 from tinyllama.planning.cost import Throughput
 from tinyllama.planning.lints import Lint
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.tree import Job, grow
 from tinyllama.reporting.plan import print_plan, print_plan_json, survey
+from tinyllama.slurm.client import QueuedJob
 
 SIZES = {"slimpajama": (64,) * 40, "starcoder": (64,) * 9, "proof_pile_2": (64,) * 7, "skypile": (50,) * 21}
 PREPARED = Inventory({name: Corpus(name, f"of {name}", sizes) for name, sizes in SIZES.items()}, "of the tokenizer")
@@ -53,6 +55,16 @@ def test_a_plan_without_faults_does_not_speak_of_any(nodes, capsys):
     print_plan(plan_of(nodes))
     out = capsys.readouterr().out
     assert "On disk" not in out and "level" not in out and "Shared" not in out and "sizes in conf/" not in out
+
+
+def test_the_context_of_each_stage_is_told_where_they_differ(compose, capsys):
+    for override, told in ((), False), (("stage.seq_len=256",), True):
+        path = compose("+scale=demo", "stage=continual", *override)
+        print_plan(plan_of(grow([Job((), path, make_plan(path, PREPARED))])))
+        table = capsys.readouterr().out.partition("corpus")[0]
+        assert ("context" in table) == told
+        basic, continual = (line.split() for line in table.splitlines() if "slimpajama" in line)
+        assert (basic[-1], continual[-1]) == ("128", "256") if told else "128" not in table
 
 
 def test_the_document_carries_all_of_it(nodes, capsys):
@@ -97,3 +109,33 @@ def test_cost_has_a_column_where_some_cluster_has_a_price(nodes, capsys):
     print_plan(plan)
     out = capsys.readouterr().out
     assert "cost" in out and f"{plan.documents[0]['time']['cost']:.3g}" in out
+
+
+def test_what_slurm_has_is_shown_with_its_job_and_the_rest_as_it_stands_on_disk(nodes, capsys):
+    basic, continual = nodes
+    RunFolder.of(basic.config.paths.runs, basic.plan).path.mkdir(parents=True)
+    RunFolder.of(basic.config.paths.runs, basic.plan).done.write_text("{}")
+    jobs = {continual.plan.digest: QueuedJob("12", "continual", "PENDING", "Dependency")}
+    plan = plan_of(nodes, jobs=jobs)
+    assert plan.documents[0]["job"] is None
+    assert plan.documents[1]["job"] == {"id": "12", "state": "PENDING", "reason": "Dependency"}
+    assert plan.documents[1]["status"] == "absent"
+    print_plan(plan)
+    out = capsys.readouterr().out
+    assert "queued (job 12)" in out and "done" in out and "absent" not in out
+
+
+def test_a_sentence_tells_how_many_jobs_a_stage_takes_that_is_longer_than_the_limit_of_one(nodes, capsys):
+    slurm = SlurmConfig(time_hours=2)
+    limited = [
+        replace(node, config=replace(node.config, cluster=replace(node.config.cluster, slurm=slurm))) for node in nodes
+    ]
+    hours = [node.plan.tokens / 10 / 3600 for node in nodes]
+    assert hours == pytest.approx([10.7, 3.3], abs=0.05)
+    plan = plan_of(limited, rate=10.0)
+    assert [document["time"]["jobs"] for document in plan.documents] == [6, 2]
+    print_plan(plan)
+    out = capsys.readouterr().out
+    assert "Jobs in a row under SLURM's limit of 2 hours, each requeued: about 6 for basic, 2 for continual." in out
+    print_plan(plan_of(nodes, rate=10.0))
+    assert "SLURM" not in capsys.readouterr().out

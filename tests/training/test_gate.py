@@ -1,16 +1,19 @@
 """What keeps a stage from being trained before anything is spent. The disk is the one that the tests run on."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 
+from tests.data.versions import write_version
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.data.inventory import take_inventory
-from tinyllama.errors import ConfigError
+from tinyllama.errors import ConfigError, DamageError
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.storage import checkpoint_bytes
 from tinyllama.planning.tree import Job, Node, grow
-from tinyllama.training.gate import disk_warnings, require_disk
+from tinyllama.training.gate import disk_warnings, require_disk, require_sound_indices
 
 
 @pytest.fixture
@@ -63,3 +66,19 @@ def test_what_is_there_counts(nodes):
             RunFolder.of(node.config.paths.runs, node.plan).checkpoint(tokens).mkdir(parents=True)
     assert checkpoint_bytes(family[0].config) > 0
     assert not list(disk_warnings(family))
+
+
+def test_an_index_that_the_plan_was_not_made_on_is_found_before_the_start(compose, tmp_path):
+    splits = {split: np.arange(90).reshape(10, 9) for split in ("train", "validation")}
+    version = write_version(tmp_path, "demo", "slimpajama", splits)
+    path = compose("+scale=demo", "stage=basic", "model.seq_len=8", f"paths.data={tmp_path}", f"paths.runs={tmp_path}")
+    nodes = grow([Job((), path, make_plan(path, take_inventory(path)))])
+    require_sound_indices(nodes)
+    index = version / "train" / "index.json"
+    fields = json.loads(index.read_text())
+    fields["shards"][0]["raw_data"]["hashes"]["sha256"] = "0" * 64
+    index.write_text(json.dumps(fields))
+    with pytest.raises(
+        DamageError, match=f"^{version}: the shards that .* of corpora.slimpajama describe have the finge"
+    ):
+        require_sound_indices(nodes)

@@ -60,8 +60,53 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What the run printed, when a launcher started it."""
+        """What the run printed, when the local launcher started it."""
         return self.path / "log.txt"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what SLURM jobs printed: JOB.txt of the job's script, JOB.RANK.txt of each rank."""
+        return self.path / "logs"
+
+    @property
+    def job(self) -> Path:
+        """Folder of what was submitted to SLURM: the record, the script, the frozen configs."""
+        return self.path / "job"
+
+    @property
+    def job_record(self) -> Path:
+        """What was submitted last, and as which job."""
+        return self.job / "job.json"
+
+    @property
+    def job_script(self) -> Path:
+        """What sbatch was given."""
+        return self.job / "script.sh"
+
+    @property
+    def job_configs(self) -> Path:
+        """Folder of the configs of the path as they were at submission, in files that begin with their place."""
+        return self.job / "configs"
+
+    @property
+    def job_leaving(self) -> Path:
+        """Left by a cancellation that asked the job to save and leave."""
+        return self.job / "LEAVING"
+
+    @property
+    def submission_lock(self) -> Path:
+        """Held while jobs of the run's family are submitted."""
+        return self.path.parent / ".submission"
+
+    @property
+    def fruitless(self) -> Path:
+        """A line for each life of the job in a row that brought no new checkpoint."""
+        return self.job / "fruitless"
+
+    @property
+    def job_end(self) -> Path:
+        """How the ranks of a job ended, in a word for its script."""
+        return self.job / "END"
 
     @property
     def faults(self) -> Path:
@@ -114,6 +159,19 @@ class RunFolder:
         if not self.checkpoints.is_dir():
             return []
         return sorted(int(entry.name) for entry in self.checkpoints.iterdir() if entry.name.isdigit())
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of what `evaluate` has measured."""
+        return self.path / "evaluations"
+
+    def evaluation(self, tokens: int) -> Path:
+        """What has been measured of the checkpoint at a position of life."""
+        return self.evaluations / f"{tokens:015d}.json"
+
+    def evaluation_tokens(self) -> list[int]:
+        """Positions at which something has been measured, ascending."""
+        return sorted(int(entry.stem) for entry in self.evaluations.glob("*.json") if entry.stem.isdigit())
 
     @property
     def status(self) -> Status:

@@ -7,10 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
+from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from tinyllama.config.load import load, typed_overrides
@@ -23,12 +30,21 @@ from tinyllama.errors import ConfigError, TinyllamaError
 Main = Callable[[RunConfig, list[str]], None]
 """A command's body: the config, and the overrides that were typed."""
 
+FamilyMain = Callable[[list[tuple[RunConfig, list[str]]]], None]
+"""The body of a command that sees all jobs of a sweep at once, each with its config and its overrides."""
 
-def command(main: Main, sweeps: bool = False) -> Callable[[], None]:
+
+LOCAL = ("local", "basic")
+"""The launchers that run jobs on this machine; basic is what Hydra calls the one that nobody chose."""
+
+
+def command(main: Main, sweeps: bool = False, launchers: bool = False, always: str | None = None) -> Callable[[], None]:
     """The command-line program whose body is `main`; exit codes are those of errors.py.
 
     Args:
         sweeps: -m makes sense: the launchers, which train or plan, do what the command does.
+        launchers: without -m, too, a launcher that is not local does it, when it is chosen.
+        always: the launcher that does it, whichever is chosen, as a sweep even where there is but one job.
     """
 
     def run() -> None:
@@ -37,9 +53,14 @@ def command(main: Main, sweeps: bool = False) -> Callable[[], None]:
             return
         typed = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
         try:
-            if not sweeps and {"--multirun", "-m"} & set(sys.argv):
-                raise ConfigError("-m is for train and plan, which see a family whole; call this command once for each")
-            _start_hydra(main)
+            if always is not None:
+                sys.argv[1:] = _swept(sys.argv[1:], always)
+            elif not sweeps and {"--multirun", "-m"} & set(sys.argv):
+                raise ConfigError(
+                    "-m is for train, plan, evaluate and generate, which see a family whole; "
+                    "call this command once for each"
+                )
+            _start_hydra(main, launchers)
             sys.stdout.flush()
         except TinyllamaError as error:
             _leave(error)
@@ -51,6 +72,17 @@ def command(main: Main, sweeps: bool = False) -> Callable[[], None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return run
+
+
+def family_command(main: FamilyMain) -> Callable[[], None]:
+    """The program whose body is given all jobs of a sweep at once; -m may be left out, and one job is a list of one.
+
+    Used as a decorator:
+
+        @family_command
+        def main(jobs: list[tuple[RunConfig, list[str]]]) -> None: ...
+    """
+    return command(main, always="together")  # type: ignore[arg-type]  # that launcher calls it, with its jobs
 
 
 def compose_path(overrides: Sequence[str]) -> tuple[RunConfig, ...]:
@@ -108,23 +140,56 @@ def prepare_hydra() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
-def _start_hydra(main: Main) -> None:
+def _start_hydra(main: Main, launchers: bool) -> None:
     prepare_hydra()
-    errors: list[TinyllamaError] = []
+    errors: list[Exception] = []
 
     @wraps(main)  # so that Hydra calls the job by the command's name
     def task(raw: DictConfig) -> None:
-        overrides = typed_overrides(HydraConfig.instance().cfg)
+        hydra_config = HydraConfig.instance().cfg
+        assert hydra_config is not None
+        overrides = typed_overrides(hydra_config)
         try:
-            main(load(raw), overrides)
-        except TinyllamaError as error:  # Hydra would add lines of its own about it
+            config = load(raw)
+            if launchers and _goes_elsewhere(hydra_config):
+                _launcher(task, hydra_config).launch([overrides], initial_job_idx=0)
+            else:
+                main(config, overrides)
+        except (TinyllamaError, BrokenPipeError) as error:  # Hydra would add lines of its own about it
             errors.append(error)
         except COMPLAINTS as error:
             errors.append(explain(error, overrides))
 
+    task.__name__ = Path(main.__code__.co_filename).stem  # so that launchers know which command it is
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
     if errors:
         raise errors[0]
+
+
+def _swept(arguments: Sequence[str], launcher: str) -> list[str]:
+    """The command line of a sweep for a launcher."""
+    if {"--cfg", "-c"} & set(arguments):  # which only shows, and is refused in a sweep
+        return list(arguments)
+    kept = [text for text in arguments if not _chooses_launcher(text) and text not in ("--multirun", "-m")]
+    # Hydra reads overrides in one row only: ours goes where the person's begin.
+    first = next((at for at, text in enumerate(kept) if "=" in text and text[0] != "-"), len(kept))
+    return ["--multirun", *kept[:first], f"hydra/launcher={launcher}", *kept[first:]]
+
+
+def _chooses_launcher(argument: str) -> bool:
+    """Whether it says what is to run the jobs."""
+    return setting_of(argument) == "hydra/launcher" or setting_of(argument).startswith("hydra.launcher.")
+
+
+def _goes_elsewhere(hydra_config: Any) -> bool:
+    """Whether a single job is for a launcher; those of a sweep are with theirs already."""
+    chosen = hydra_config.hydra.runtime.choices["hydra/launcher"]
+    return hydra_config.hydra.mode is RunMode.RUN and chosen not in LOCAL
+
+
+def _launcher(task: Callable[[DictConfig], None], hydra_config: Any) -> Launcher:
+    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+    return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=hydra_config)
 
 
 def _leave(error: TinyllamaError) -> None:

@@ -5,9 +5,45 @@ What only shows in the arithmetic of a path or a family is a lint: planning/lint
 
 from collections.abc import Mapping, Sequence
 
-from tinyllama.config.schema import ClusterConfig, CorpusConfig, MixConfig, RunConfig
+from tinyllama.config.schema import (
+    ClusterConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    MixConfig,
+    RunConfig,
+    SlurmConfig,
+)
 from tinyllama.errors import ConfigError, unknown
 from tinyllama.world import given_ranks, visible_gpus
+
+_OURS = "the tree decides it, or the life of a job"
+_SET_ELSEWHERE = {
+    "sbatch": {
+        "partition": "cluster.slurm.partition",
+        "account": "cluster.slurm.account",
+        "qos": "cluster.slurm.qos",
+        "time": "cluster.slurm.time_hours",
+        "nodes": "cluster.nodes",
+        "ntasks": "cluster.processes",
+        "ntasks-per-node": "cluster.processes",
+        "cpus-per-task": "cluster.slurm.cpus_per_rank",
+        "gpus-per-node": "cluster.slurm.gpus_per_node",
+        "mem": "cluster.slurm.memory_gib",
+        "exclusive": "cluster.slurm.exclusive",
+        "constraint": "cluster.slurm.constraint",
+    }
+    | dict.fromkeys(("array", "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep"), _OURS)
+    | dict.fromkeys(("no-requeue", "open-mode", "output", "parsable", "requeue", "signal", "wrap"), _OURS),
+    "srun": {
+        "nodes": "cluster.nodes",
+        "ntasks": "cluster.processes",
+        "ntasks-per-node": "cluster.processes",
+        "cpus-per-task": "cluster.slurm.cpus_per_rank",
+    }
+    | dict.fromkeys(("error", "kill-on-bad-exit", "open-mode", "output", "wait"), _OURS),
+}
+"""Options that are not for `options` and `srun_options`: the settings that say the same, or why there is none."""
 
 
 def check_path(path: Sequence[RunConfig]) -> None:
@@ -26,6 +62,7 @@ def check_run(config: RunConfig) -> None:
     _check_label("variant", config.variant)
     _check_label("stage.name", config.stage.name)
     _check_model(config)
+    _check_lengths(config)
     _check_mix("root_mix", config.root_mix, config.corpora)
     _check_mix("data_mix", config.data_mix, config.corpora)
     _check_optimizer(config)
@@ -34,11 +71,55 @@ def check_run(config: RunConfig) -> None:
     _check_batch(config)
     _check_intervals(config)
     _check_corpora(config.corpora)
+    check_evaluation(config.evaluation)
+
+
+def check_generation(generation: GenerationConfig) -> None:
+    """Check how a text is to be continued.
+
+    Raises:
+        ConfigError: setting, value, rule and remedy of the first thing that is wrong.
+    """
+    _check_positive({"generation.max_tokens": generation.max_tokens})
+    if not 0 <= generation.temperature < float("inf"):
+        raise ConfigError(
+            f"generation.temperature={generation.temperature:g} must be 0 or more; 0 takes the likeliest token each "
+            f"time"
+        )
+    if generation.top_k is not None:
+        _check_positive({"generation.top_k": generation.top_k})
+    if generation.top_p is not None and not 0 < generation.top_p <= 1:
+        raise ConfigError(
+            f"generation.top_p={generation.top_p:g} must be above 0 and at most 1, where it limits nothing"
+        )
+    if not 0 <= generation.seed < 2**63:
+        raise ConfigError(f"generation.seed={generation.seed} must be 0 or more, and below 2^63")
+
+
+def check_evaluation(evaluation: EvaluationConfig) -> None:
+    """Check what is to be asked of models.
+
+    Raises:
+        ConfigError: setting, value, rule and remedy of the first thing that is wrong.
+    """
+    if not evaluation.tasks:
+        raise ConfigError("evaluation.tasks=[] asks nothing; name suites such as commonsense, tasks, or perplexity")
+    settings = {
+        "evaluation.limit": evaluation.limit,
+        "evaluation.batch_size": evaluation.batch_size,
+        "evaluation.every_tokens": evaluation.every_tokens,
+    }
+    _check_positive({setting: value for setting, value in settings.items() if value is not None})
 
 
 def processes_per_node(cluster: ClusterConfig) -> int:
     """Ranks that a node runs: as configured, else one per visible GPU, else one."""
     return cluster.processes if cluster.processes is not None else max(1, visible_gpus())
+
+
+def length_setting(config: RunConfig) -> str:
+    """Which setting gave a stage its length."""
+    return "model.seq_len" if config.stage.seq_len is None else "stage.seq_len"
 
 
 def _check_label(setting: str, value: str) -> None:
@@ -63,6 +144,30 @@ def _check_model(config: RunConfig) -> None:
             f"of tokenizer={config.tokenizer.name}; choose the tokenizer that belongs to the model, or set "
             f"model.vocab_size={config.tokenizer.vocab_size}"
         )
+
+
+def _check_lengths(config: RunConfig) -> None:
+    packed, seq_len = config.packing.seq_len, config.model.seq_len
+    _check_positive({"packing.seq_len": packed})
+    if packed % seq_len == 0 or seq_len % packed == 0:
+        return
+    raise ConfigError(
+        f"{length_setting(config)}={seq_len} neither divides packing.seq_len={packed} nor is a multiple of it, so "
+        f"prepared samples can neither be cut into such ones nor joined; nearest: {_nearest_lengths(seq_len, packed)}; "
+        f"or prepare the corpora at that length too, with packing.seq_len={seq_len}"
+    )
+
+
+def _nearest_lengths(seq_len: int, packed: int) -> str:
+    """The lengths around `seq_len` that samples of `packed` tokens can be read at."""
+    if seq_len > packed:
+        return f"{seq_len // packed * packed} and {-(-seq_len // packed) * packed}"
+    below, above = packed // seq_len + 1, packed // seq_len
+    while packed % below:
+        below += 1
+    while packed % above:
+        above -= 1
+    return f"{packed // below} and {packed // above}"
 
 
 def _check_multiple(setting: str, value: int, divisor_setting: str, divisor: int) -> None:
@@ -109,7 +214,7 @@ def _check_stage(config: RunConfig) -> None:
     _check_positive({"stage.tokens": stage.tokens, "stage.batch_tokens": stage.batch_tokens})
     if stage.batch_tokens % seq_len:
         raise ConfigError(
-            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of model.seq_len={seq_len}; "
+            f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {length_setting(config)}={seq_len}; "
             f"{_nearest(stage.batch_tokens, seq_len)}"
         )
     if stage.tokens < stage.batch_tokens:
@@ -146,6 +251,33 @@ def _check_cluster(cluster: ClusterConfig) -> None:
         )
     if cluster.workers < 0:
         raise ConfigError(f"cluster.workers={cluster.workers} must be 0 or more")
+    _check_slurm(cluster.slurm)
+
+
+def _check_slurm(slurm: SlurmConfig) -> None:
+    names = ("time_hours", "notice_seconds", "cpus_per_rank", "memory_gib", "max_failures")
+    given = {name: value for name in names if (value := getattr(slurm, name)) is not None}
+    _check_positive({f"cluster.slurm.{name}": value for name, value in given.items()})
+    for name in ("gpus_per_node", "max_requeues"):
+        if (count := getattr(slurm, name)) is not None and count < 0:
+            raise ConfigError(f"cluster.slurm.{name}={count} must be 0 or more")
+    if slurm.notice_seconds >= slurm.time_hours * 3600:
+        raise ConfigError(
+            f"cluster.slurm.notice_seconds={slurm.notice_seconds} leaves nothing of a job's "
+            f"cluster.slurm.time_hours={slurm.time_hours:g} ({slurm.time_hours * 3600:g} seconds) to train in; lower "
+            f"it, or raise the limit"
+        )
+    for setting, options, command in (
+        ("options", slurm.options, "sbatch"),
+        ("srun_options", slurm.srun_options, "srun"),
+    ):
+        for option in options:
+            if (elsewhere := _SET_ELSEWHERE[command].get(option)) is not None:
+                remedy = "remove it: " if elsewhere is _OURS else "set "
+                raise ConfigError(
+                    f"cluster.slurm.{setting}.{option}={options[option]} would be said to {command} twice; "
+                    f"{remedy}{elsewhere}"
+                )
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -164,9 +296,8 @@ def _check_batch(config: RunConfig) -> None:
             f"or change cluster.micro_batch"
         )
     _check_positive({"order.lanes": lanes, "order.window": config.order.window})
-    _check_multiple(
-        "stage.batch_tokens", stage.batch_tokens, "order.lanes x model.seq_len", lanes * config.model.seq_len
-    )
+    length = f"order.lanes x {length_setting(config)}"
+    _check_multiple("stage.batch_tokens", stage.batch_tokens, length, lanes * config.model.seq_len)
 
 
 def _check_intervals(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from tinyllama.errors import ConfigError, DamageError
 
 
 def load(raw: DictConfig) -> RunConfig:
-    """The typed config, interpolations resolved, counts of tokens as integers.
+    """The typed config, interpolations resolved, counts of tokens as integers, the model as long as its stage.
 
     Raises:
         ConfigError: a setting has no value, or a count of tokens cannot be read.
@@ -28,6 +28,8 @@ def load(raw: DictConfig) -> RunConfig:
     if _has_strangers(config):  # Hydra lets +NAME=VALUE slip past the schema; merged anew it is refused by name
         OmegaConf.merge(RunConfig, OmegaConf.to_container(raw))
     _read_tokens(config, "")
+    if config.stage.seq_len is not None:  # only now: packing.seq_len stays what model.seq_len was given as
+        config.model.seq_len = config.stage.seq_len
     return config
 
 

@@ -6,6 +6,7 @@ from dataclasses import is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -57,6 +58,8 @@ def setting_names(schema: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 
 def _no_such_setting(setting: str, said: str) -> ConfigError:
     parent, _, last = setting.rpartition(".")
+    if parent == "hydra.launcher":
+        return ConfigError(f"{said}: there is no such setting; {_launchers_settings()}")
     siblings = [name for name in setting_names() if name.rpartition(".")[0] == parent]
     near = get_close_matches(last, [name.rpartition(".")[2] for name in siblings], n=3, cutoff=0.5)
     if near:
@@ -66,6 +69,15 @@ def _no_such_setting(setting: str, said: str) -> ConfigError:
     else:
         remedy = f"write ++{said.lstrip('+')} to add it"
     return ConfigError(f"{said}: there is no such setting; {remedy}")
+
+
+def _launchers_settings() -> str:
+    """What each launcher can be told."""
+    store = ConfigStore.instance()
+    files = {file.removesuffix(".yaml"): store.load(f"hydra/launcher/{file}") for file in store.list("hydra/launcher")}
+    ours = {name: file.node for name, file in files.items() if file.provider == "tinyllama" and name != "basic"}
+    names = {name: [f"hydra.launcher.{key!s}" for key in node if key != "_target_"] for name, node in ours.items()}
+    return "; ".join(f"hydra/launcher={name} has {', '.join(of)}" for name, of in sorted(names.items()) if of)
 
 
 def _said(setting: str, overrides: list[str]) -> str:

@@ -18,7 +18,7 @@ from tinyllama.proof.checks import examine
 from tinyllama.proof.examination import Check, Examination
 from tinyllama.proof.record import read_records
 
-_OF_THE_MOMENT = {"time", "tokens_per_second", "mfu"}
+_OF_THE_MOMENT = {"time", "tokens_per_second", "data_wait", "mfu"}
 """What a line of metrics.jsonl says of the machine."""
 
 

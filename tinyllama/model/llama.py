@@ -78,3 +78,20 @@ def build_model(
     kernel = attention(attention_name, device)
     with device:
         return Llama(config, kernel, activation_checkpointing)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of all weights, in the model's order, by arithmetic: a model without memory takes seconds to make."""
+    width, inner = config.hidden_size, config.intermediate_size
+    block = {
+        "attention_norm": (width,),
+        "attention.qkv": ((config.num_heads + 2 * config.num_kv_heads) * config.head_size, width),
+        "attention.out": (width, width),
+        "feed_forward_norm": (width,),
+        "feed_forward.gate_up": (2 * inner, width),
+        "feed_forward.down": (width, inner),
+    }
+    blocks = {f"blocks.{index}.{part}": shape for index in range(config.num_layers) for part, shape in block.items()}
+    ends = {"norm": (width,), "head": (config.vocab_size, width)}
+    shapes = {"embedding": (config.vocab_size, width), **blocks, **ends}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}

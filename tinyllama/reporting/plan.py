@@ -19,9 +19,12 @@ from tinyllama.planning.lints import Lint
 from tinyllama.planning.tree import Node
 from tinyllama.reporting.console import console, table
 from tinyllama.reporting.family import indented_name
+from tinyllama.slurm.client import QueuedJob
 from tinyllama.units import format_tokens
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_STATES = {"PENDING": "queued", "CONFIGURING": "starting", "COMPLETING": "ending"}
+"""SLURM's states whose own names say little."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,21 @@ def survey(
     rates: Mapping[str, Throughput],
     lints: Sequence[Lint] = (),
     beside: Sequence[Mapping[str, Any]] = (),
+    jobs: Mapping[str, QueuedJob] | None = None,
 ) -> FamilyPlan:
-    """The plan of a tree as it stands on disk; `rates` are the throughputs of its nodes, by digest."""
+    """The plan of a tree as it stands on disk.
+
+    Args:
+        rates: the throughputs of its nodes, by digest.
+        jobs: those of its nodes that SLURM has, by digest.
+    """
     folders = {node.plan.digest: RunFolder.of(node.config.paths.runs, node.plan) for node in nodes}
     documents = [
         plan_document(node.plan, node.config, node.variants, folder.status.value, str(folder.path), rate)
+        | {"job": _job(job)}
         for node in nodes
-        for folder, rate in [(folders[node.plan.digest], rates[node.plan.digest])]
+        for digest in [node.plan.digest]
+        for folder, rate, job in [(folders[digest], rates[digest], (jobs or {}).get(digest))]
     ]
     trained = {node.plan.digest: _trained(node, folders[node.plan.digest]) for node in nodes}
     return FamilyPlan(nodes, documents, sum_up(nodes, rates, trained), lints, beside)
@@ -88,6 +99,16 @@ def _trained(node: Node, folder: RunFolder) -> int:
     return max((tokens - node.plan.start_tokens for tokens in folder.checkpoint_tokens()), default=0)
 
 
+def _job(job: QueuedJob | None) -> dict[str, str] | None:
+    return None if job is None else {"id": job.id, "state": job.state, "reason": job.reason}
+
+
+def _status(document: Mapping[str, Any]) -> str:
+    """Of a node: as SLURM sees it, as long as it does."""
+    job = document["job"]
+    return f"{_STATES.get(job['state'], job['state'].lower())} (job {job['id']})" if job else document["status"]
+
+
 def _model(node: Node) -> str:
     model, parameters = node.config.model, num_parameters(node.config.model)
     size = _gigabytes(12 * parameters)
@@ -96,16 +117,20 @@ def _model(node: Node) -> str:
 
 def _runs(plan: FamilyPlan) -> Table:
     rows = table("run", "variants", "status", right=("tokens", "until", "steps", "batch", "learning rate"))
+    differ = len({node.plan.seq_len for node in plan.nodes}) > 1
+    if differ:
+        rows.add_column("context", justify="right")
     for node, document in zip(plan.nodes, plan.documents, strict=True):
         rows.add_row(
             indented_name(node),
             " ".join(node.variants),
-            document["status"],
+            _status(document),
             format_tokens(document["tokens"]),
             format_tokens(document["end_tokens"]),
             f"{document['steps']:,}",
             format_tokens(document["batch_tokens"]),
             f"{_rate(document['learning_rate']['start'])} → {_rate(document['learning_rate']['end'])}",
+            *([f"{document['seq_len']:,}"] if differ else []),
         )
     return rows
 
@@ -161,11 +186,25 @@ def _in_words(plan: FamilyPlan) -> list[str]:
     if any(document["status"] != Status.absent.value for document in plan.documents):
         left = _amounts(totals.gpu_hours_remaining, totals.cost_remaining)
         said += [f"Of that {', '.join(left)} are left to train."] if left else []
+    said += _chains(plan)
     sources = dict.fromkeys(document["time"]["source"] for document in plan.documents)
     said += [f"Tokens per second: {source}." for source in sources]
     if any(node.plan.provisional for node in plan.nodes):
         said.append("Corpora that are not prepared yet are reckoned with the sizes in conf/.")
     return said
+
+
+def _chains(plan: FamilyPlan) -> list[str]:
+    """What SLURM's time limit means for stages that are longer."""
+    chains: dict[float, dict[str, None]] = {}
+    for node, document in zip(plan.nodes, plan.documents, strict=True):
+        jobs = document["time"]["jobs"]
+        if jobs is not None and jobs > 1:
+            chains.setdefault(node.config.cluster.slurm.time_hours, {})[f"{jobs} for {node.plan.stage}"] = None
+    return [
+        f"Jobs in a row under SLURM's limit of {hours:g} hours, each requeued: about {', '.join(told)}."
+        for hours, told in chains.items()
+    ]
 
 
 def _amounts(gpu_hours: float | None, cost: float | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of a plan on disk, each as SVG and PNG. Without being asked for one, nobody pays for matplotlib."""
+"""Pictures on disk, each as SVG and PNG. Without being asked for one, nobody pays for matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def draw_family(nodes: Sequence[Node], folder: Path) -> list[Path]:
 
     each = lives(nodes)
     figures = {"mixture": mixture_figure(each), "learning_rate": curves_figure(each), "tree": tree_figure(nodes)}
-    return _save(figures, folder)
+    return save_all(figures, folder)
 
 
 def draw_run(plan: RunPlan, folder: Path) -> list[Path]:
@@ -30,10 +30,11 @@ def draw_run(plan: RunPlan, folder: Path) -> list[Path]:
     from tinyllama.reporting.figures.mixture import mixture_figure
 
     life = [Life((), plan)]
-    return _save({"mixture": mixture_figure(life), "learning_rate": curves_figure(life)}, folder)
+    return save_all({"mixture": mixture_figure(life), "learning_rate": curves_figure(life)}, folder)
 
 
-def _save(figures: Mapping[str, "Figure"], folder: Path) -> list[Path]:
+def save_all(figures: Mapping[str, "Figure"], folder: Path) -> list[Path]:
+    """Each under its name."""
     from tinyllama.reporting.figures.canvas import save
 
     folder.mkdir(parents=True, exist_ok=True)

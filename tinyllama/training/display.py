@@ -18,6 +18,8 @@ LINES = 8
 """Plain lines that a stage prints, when it is not a terminal that listens."""
 SECONDS = 60.0
 """And one at least this often."""
+WAITING = 0.01
+"""The share of a step spent waiting for samples from which on it is told."""
 
 
 def build_display(plan: RunPlan, label: str, first_step: int, plain: bool, stream: TextIO = sys.stderr) -> Hook:
@@ -67,9 +69,11 @@ class Lines(Hook):
 
 def _summary(report: StepReport) -> str:
     mfu = f"  MFU {report.mfu:.1%}" if report.mfu is not None else ""
+    waiting = report.data_wait / report.seconds
+    wait = f"  {waiting:.0%} of the step waiting for data" if waiting > WAITING else ""
     return (
         f"{format_tokens(report.progress.tokens)} tokens  loss {report.loss:.3f}  "
-        f"lr {report.learning_rate:.2e}  {format_tokens(round(report.tokens_per_second))} tokens/s{mfu}"
+        f"lr {report.learning_rate:.2e}  {format_tokens(round(report.tokens_per_second))} tokens/s{mfu}{wait}"
     )
 
 

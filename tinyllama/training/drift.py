@@ -10,9 +10,10 @@ from typing import Any
 
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.checkpoint.standing import StandingRun, standing_runs
-from tinyllama.config.schema import MixChoice
+from tinyllama.config.schema import MixChoice, RunConfig
 from tinyllama.data.inventory import corpus_folders
 from tinyllama.data.manifest import MANIFEST
+from tinyllama.data.versions import DIGITS, corpus_versions
 from tinyllama.errors import DriftError
 from tinyllama.planning.identity import Difference, differences
 from tinyllama.planning.tree import Node
@@ -94,15 +95,31 @@ def describe(drift: Drift) -> str:
         f"stage={node.plan.stage} of variant={node.config.variant} is declared with another meaning than the run that "
         f"stands, {run.folder.path}:\n{table}\n"
         f"{node.plan.name} would start from nothing, without the {tokens} tokens of {run.name}{descendants}.\n"
-        f"Restore the {'value' if len(drift.differences) == 1 else 'values'} to go on with what stands, or add "
-        f"branch=true to train the new meaning as a run beside it."
+        f"{_way_back(drift)} to go on with what stands, or add branch=true to train the new meaning as a run beside it."
     )
+
+
+def _way_back(drift: Drift) -> str:
+    """What a person does who wants what stands: they name the versions of its corpora, if nothing else has changed."""
+    settings = [_setting_back(difference, drift.node.config) for difference in drift.differences]
+    if all(settings):
+        return f"Add {' '.join(filter(None, settings))}"
+    return f"Restore the {'value' if len(settings) == 1 else 'values'}"
+
+
+def _setting_back(difference: Difference, config: RunConfig) -> str | None:
+    """None where no setting leads back: it is not of a corpus, or that version is gone."""
+    group, _, name = difference.field.partition(".")
+    if group != "corpora" or name not in config.corpora:
+        return None
+    versions = corpus_versions(config.paths.data, config.tokenizer, config.packing.seq_len, name)
+    return f"corpora.{name}.version={difference.old[:DIGITS]}" if difference.old in versions else None
 
 
 def _row(difference: Difference, drift: Drift) -> tuple[str, str, str]:
     group, _, name = difference.field.partition(".")
     if group == "corpora" and difference.old is not None and difference.new is not None:
-        manifest = corpus_folders(drift.node.config, [name])[name] / MANIFEST
+        manifest = corpus_folders(drift.node.config, {name: drift.node.plan.corpora[name]})[name] / MANIFEST
         return (
             difference.field,
             f"{difference.old[:12]} ({drift.standing.folder.corpora})",

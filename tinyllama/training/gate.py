@@ -3,7 +3,7 @@
 import fcntl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -11,6 +11,10 @@ from typing import IO
 from tinyllama.checkpoint.files import free_bytes
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.config.schema import ClusterConfig, RunConfig
+from tinyllama.data.cache import cache_limit
+from tinyllama.data.inventory import corpus_folders
+from tinyllama.data.manifest import read_manifest
+from tinyllama.data.shards import require_fingerprint
 from tinyllama.errors import ConfigError
 from tinyllama.planning.lints import lint, require_no_errors
 from tinyllama.planning.plan import RunPlan
@@ -21,27 +25,35 @@ from tinyllama.units import format_bytes
 from tinyllama.world import World, given_ranks
 
 
-def require_ready(nodes: Sequence[Node]) -> None:
+def require_ready(nodes: Sequence[Node], queued: Collection[str] | None = None) -> None:
     """Before the first step of the first node: whatever can be wrong with any of those that were asked for.
 
     Warnings go to standard error once nothing is in the way.
 
+    Args:
+        queued: where the nodes are to be submitted to a cluster, the digests of runs that its queue has already;
+            None where they are to run on this machine.
+
     Raises:
         ConfigError: a lint is an error, or data, an ancestor that nobody asked for, or machines are missing.
         DriftError: a run stands on disk under the same name with another meaning.
-        DamageError: the record of a run of the family is damaged.
+        DamageError: the record of a run of the family is damaged, or the index of a corpus.
     """
     asked = [node for node in nodes if node.overrides is not None]
     todo = [node for node in asked if _folder(node).status is not Status.done]
     found = lint(nodes) if todo else ()
     require_no_errors(found)
     for node in todo:
-        require_corpora(node.plan, node.overrides or ())
-        require_one_machine(node.config.cluster)
+        require_corpora(node.plan, node.overrides or (), node.config.paths.remote)
+        require_cache(node.config, node.plan)
+        if queued is None:
+            require_one_machine(node.config.cluster)
+    if World.from_environment().is_main:
+        require_sound_indices(todo)
     require_disk(todo)
     if todo:
         require_no_drift(nodes)
-    comes_first = {node.plan.digest for node in todo}
+    comes_first = {node.plan.digest for node in todo} | set(queued or ())
     for node in todo:
         comes = node.plan.parent is not None and node.plan.parent.digest in comes_first
         if not comes and node.config.adopt is None:
@@ -76,7 +88,7 @@ def require_parent(config: RunConfig, plan: RunPlan, overrides: Sequence[str]) -
     )
 
 
-def require_corpora(plan: RunPlan, overrides: Sequence[str]) -> None:
+def require_corpora(plan: RunPlan, overrides: Sequence[str], remote: str | None = None) -> None:
     """Every corpus that the stage and its ancestors read must be prepared: their content is part of what they mean.
 
     Raises:
@@ -85,12 +97,37 @@ def require_corpora(plan: RunPlan, overrides: Sequence[str]) -> None:
     for name, corpus in [entry for stage in plan.path for entry in stage.corpora.items()]:
         if not corpus.prepared:
             scale = [
-                text for text in overrides if text.lstrip("+").startswith(("scale=", "paths.", "tokenizer", "model"))
+                text
+                for text in overrides
+                if text.lstrip("+").startswith(("scale=", "paths.", "tokenizer", "model", "packing"))
             ]
+            command = " ".join(["python -m tinyllama.prepare", f"corpus={name}", *scale])
             raise ConfigError(
-                f"corpus {name} of stage={plan.stage} is not prepared; prepare it first:\n"
-                f"  {' '.join(['python -m tinyllama.prepare', f'corpus={name}', *scale])}"
+                f"corpus {name} of stage={plan.stage} is not prepared; prepare it first:\n  {command}"
+                if remote is None
+                else f"corpus {name} of stage={plan.stage} is not at paths.remote={remote}; where it is prepared, "
+                f"bring it there:\n  {command} action=upload"
             )
+
+
+def require_sound_indices(nodes: Sequence[Node]) -> None:
+    """Of corpora on this machine, the shards that are listed must be those whose fingerprint went into the plan.
+
+    Raises:
+        DamageError: they are not.
+    """
+    local = (node for node in nodes if node.config.paths.remote is None)
+    for folder in dict.fromkeys(path for node in local for path in _folders(node)):
+        require_fingerprint(folder)
+
+
+def require_cache(config: RunConfig, plan: RunPlan) -> None:
+    """A node must be allowed to keep as much of a remote's shards as its ranks read at a time.
+
+    Raises:
+        ConfigError: cluster.cache_gib is less.
+    """
+    cache_limit(config, filter(None, map(read_manifest, corpus_folders(config, plan.corpora).values())))
 
 
 def require_one_machine(cluster: ClusterConfig) -> None:
@@ -136,6 +173,11 @@ def disk_warnings(nodes: Sequence[Node]) -> Iterator[str]:
                 f"run{'s' * (len(here) > 1)} will keep take {format_bytes(needed)} more; lower checkpoint.keep, "
                 f"declare fewer checkpoint.milestones, or free {format_bytes(needed - free)} in time"
             )
+
+
+def _folders(node: Node) -> Iterable[Path]:
+    """Of the corpora that it reads."""
+    return corpus_folders(node.config, node.plan.corpora).values()
 
 
 def _folder(node: Node) -> RunFolder:

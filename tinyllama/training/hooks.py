@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinyllama.checkpoint.store import CheckpointStore
-from tinyllama.config.schema import CheckpointConfig
+from tinyllama.config.schema import CheckpointConfig, RunConfig
 from tinyllama.data.loader import MicroBatch
 from tinyllama.engine.zero import ZeroEngine
 from tinyllama.planning.plan import RunPlan
 from tinyllama.training.metrics import StepReport
+from tinyllama.world import World
 
 
 class Hook(ABC):
@@ -21,6 +22,10 @@ class Hook(ABC):
 
     def close(self) -> None:
         """Training has ended, well or not."""
+
+
+MoreHooks = Callable[[RunConfig, RunPlan, ZeroEngine, World], Sequence[Hook]]
+"""Builds what rooms further down the road want to measure of a model in training. Collective."""
 
 
 class Checkpointing(Hook):

@@ -78,13 +78,15 @@ def metrics_of(report: StepReport) -> dict[str, Any]:
         "learning_rate": report.learning_rate,
         "grad_norm": finite(report.grad_norm),
         "tokens_per_second": round(report.tokens_per_second, 1),
+        "data_wait": round(report.data_wait, 4),
         "mfu": report.mfu,
         "corpus_losses": {name: loss for name, loss in report.corpus_losses.items() if math.isfinite(loss)},
         "corpus_samples": report.corpus_samples,
     }
     if report.objection is not None:
         metrics["unusual" if report.applied else "skipped"] = report.objection
-    return metrics | ({"validation": report.validation} if report.validation else {})
+    measured = {"validation": report.validation, "evaluation": report.evaluation}
+    return metrics | {name: values for name, values in measured.items() if values}
 
 
 def finite(value: float) -> float | None:

@@ -25,8 +25,7 @@ def train(
     meter: Meter, watch: Watch, hooks: Sequence[Hook], stop: StopRequest,
 ) -> Progress:  # fmt: skip
     """Step through the batches until they end or a stop is asked for; returns how far it came."""
-    meter.start()
-    for batch in batches:
+    for batch in meter.timed(batches):
         before, progress = progress, progress.after(plan.batch_samples, plan.seq_len)
         learning_rate = plan.schedule(progress.tokens)
         step = engine.step if watch.trains(progress.step) else pass_over
@@ -37,7 +36,6 @@ def train(
             hook.after_step(report, batch)
         if report.stopping:
             break
-        meter.start()
     return progress
 
 

@@ -1,7 +1,7 @@
 """What a step tells: losses of all ranks brought together in one reduction."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +31,10 @@ class StepReport:
     """Why the step was skipped, or what is unusual about it although it was applied."""
     stopping: bool
     """Whether some rank was asked to stop."""
+    seconds: float
+    """From asking for the batch to the end of the step."""
+    data_wait: float
+    """Seconds of them in which a rank waited for its samples; of the rank that waited longest."""
     tokens_per_second: float
     mfu: float | None
     """Model FLOPs over the peak of the GPUs; None where the peak is not known."""
@@ -38,6 +42,8 @@ class StepReport:
     corpus_samples: dict[str, int]
     validation: dict[str, float] = field(default_factory=dict)
     """Loss per corpus on held-out samples, on steps on which it is measured."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """What the model reaches on each task, on steps on which it is asked."""
 
 
 class _Sums(NamedTuple):
@@ -48,6 +54,7 @@ class _Sums(NamedTuple):
     samples: list[float]
     """Per corpus."""
     stopping: bool
+    data_wait: float
 
     @property
     def loss(self) -> float:
@@ -63,35 +70,45 @@ class Meter:
         """`peak_flops`: of all GPUs of the run together, per second. `device`: where the ranks communicate."""
         self._names, self._seq_len, self._device = names, seq_len, device
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._started = time.perf_counter()
+        self._started = self._waited = 0.0
 
-    def start(self) -> None:
-        """The next step begins now."""
-        self._started = time.perf_counter()
+    def timed(self, batches: Iterable[Sequence[MicroBatch]]) -> Iterator[Sequence[MicroBatch]]:
+        """The same batches; a step begins when its batch is asked for."""
+        iterator = iter(batches)
+        while True:
+            self._started = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self._waited = time.perf_counter() - self._started
+            yield batch
 
     def gather(self, batch: Sequence[MicroBatch], stop: StopRequest, losses: Tensor) -> float:
         """Bring together what the ranks know of a step before it changes the weights; returns the loss. Collective.
 
-        The one reduction of a step: of the sums of losses and the numbers of samples per corpus, and of whether any
-        rank is asked to stop.
+        The one reduction of a step: of the sums of losses and the numbers of samples per corpus, of whether any rank
+        is asked to stop, and for good, and of how long each rank, in a place of its own, waited for its samples.
         """
         corpus = torch.cat([micro.corpus for micro in batch])
         count = len(self._names)
-        sums = torch.zeros(2 * count + 1, dtype=torch.float64)
+        sums = torch.zeros(2 * count + 2 + dist.get_world_size(), dtype=torch.float64)
         sums[:count].index_add_(0, corpus, losses.double().cpu())
-        sums[count:-1] = torch.bincount(corpus, minlength=count)
-        sums[-1] = stop.requested
+        sums[count : 2 * count] = torch.bincount(corpus, minlength=count)
+        sums[2 * count], sums[2 * count + 1] = stop.requested, stop.for_good
+        sums[2 * count + 2 + dist.get_rank()] = self._waited
         on_device = sums.to(self._device)
         dist.all_reduce(on_device)
         values = on_device.tolist()
-        self._sums = _Sums(values[:count], values[count:-1], values[-1] > 0)
+        stopping, for_good, *waits = values[2 * count :]
+        stop.agreed_for_good = for_good > 0
+        self._sums = _Sums(values[:count], values[count : 2 * count], stopping > 0, max(waits))
         return self._sums.loss
 
     def report(
         self, before: Progress, progress: Progress, learning_rate: float, result: StepResult, objection: str | None
     ) -> StepReport:
         """Of the step that was gathered last."""
-        losses, samples, stopping = self._sums
+        losses, samples, stopping, data_wait = self._sums
         seconds = time.perf_counter() - self._started
         rate = (progress.samples - before.samples) * self._seq_len / seconds
         return StepReport(
@@ -103,6 +120,8 @@ class Meter:
             applied=result.applied,
             objection=objection,
             stopping=stopping,
+            seconds=seconds,
+            data_wait=data_wait,
             tokens_per_second=rate,
             mfu=rate * self._flops_per_token / self._peak_flops if self._peak_flops else None,
             corpus_losses={

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,11 @@ from tinyllama.checkpoint.resume import find_start
 from tinyllama.checkpoint.rollback import give_up_later, newest_until
 from tinyllama.checkpoint.standing import recorded_variants
 from tinyllama.checkpoint.store import CheckpointStore
+from tinyllama.config.location import git_commit
 from tinyllama.config.schema import RunConfig
-from tinyllama.data.inventory import corpus_folders
-from tinyllama.data.loader import train_loader
-from tinyllama.data.manifest import TRAIN, VALIDATION, read_manifest
 from tinyllama.engine import heartbeat, startup
 from tinyllama.engine.zero import ZeroEngine
-from tinyllama.errors import Stopped
+from tinyllama.errors import Stopped, StoppedForNow
 from tinyllama.lineage.describe import record_of
 from tinyllama.lineage.null import NullTracker
 from tinyllama.lineage.record import RunRecord, Status, Tracker
@@ -40,11 +37,12 @@ from tinyllama.training.chain import OrderChain
 from tinyllama.training.description import describe, write_plan
 from tinyllama.training.display import build_display
 from tinyllama.training.gate import sole_trainer
-from tinyllama.training.hooks import Checkpointing, Hook
+from tinyllama.training.hooks import Checkpointing, Hook, MoreHooks
 from tinyllama.training.journal import Journal, Trace
 from tinyllama.training.loop import grouped, train
 from tinyllama.training.metrics import Meter
 from tinyllama.training.pulse import Pulse
+from tinyllama.training.serving import Serving
 from tinyllama.training.stopping import StopRequest
 from tinyllama.training.validation import Validation
 from tinyllama.training.watch import Setback, Watch, WatchState
@@ -54,8 +52,13 @@ from tinyllama.world import World
 log = logging.getLogger(__name__)
 
 
-def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str], plain: bool = False) -> None:
+def run_stage(
+    config: RunConfig, plan: RunPlan, variants: Sequence[str], plain: bool = False, measuring: MoreHooks | None = None
+) -> None:
     """Train a stage, from wherever it stands to its end.
+
+    Args:
+        measuring: what is measured besides the losses.
 
     Raises:
         Stopped: a signal asked for it; the state is saved.
@@ -64,10 +67,12 @@ def run_stage(config: RunConfig, plan: RunPlan, variants: Sequence[str], plain: 
     folder = RunFolder.of(config.paths.runs, plan)
     variants = tuple(dict.fromkeys((*recorded_variants(folder), *variants)))
     with sole_trainer(folder) if World.from_environment().is_main else nullcontext():
-        _run_rank(config, plan, variants, plain)
+        _run_rank(config, plan, variants, plain, measuring)
 
 
-def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool) -> None:
+def _run_rank(
+    config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain: bool, measuring: MoreHooks | None
+) -> None:
     stop = StopRequest()
     world = startup.initialize(config.cluster)
     try:
@@ -79,7 +84,10 @@ def _run_rank(config: RunConfig, plan: RunPlan, variants: tuple[str, ...], plain
             with heartbeat.doing("while loading a checkpoint"):
                 engine.load(checkpoint.path)
         stop.listen()
-        _Stage(config, plan, variants, world, engine, checkpoint, plain).train(progress, stop)
+        stage = _Stage(config, plan, variants, world, engine, checkpoint, plain)
+        if measuring is not None:
+            stage.measuring = measuring(config, plan, engine, world)
+        stage.train(progress, stop)
     finally:
         startup.finalize()
 
@@ -94,6 +102,8 @@ class _Stage:
         self.config, self.plan, self.variants, self.world, self.engine = config, plan, variants, world, engine
         self.checkpoint, self.plain = checkpoint, plain
         self.folder = RunFolder.of(config.paths.runs, plan)
+        self.serving = Serving(config, plan, world)
+        self.measuring: Sequence[Hook] = ()
 
     def train(self, progress: Progress, stop: StopRequest) -> None:
         tracker = self._tracker()
@@ -109,7 +119,8 @@ class _Stage:
         finally:
             tracker.finish(status)
         if status == "KILLED":
-            raise Stopped(f"stage {self.plan.stage} stopped after a checkpoint; the same command goes on from there")
+            stopped = Stopped if stop.agreed_for_good else StoppedForNow
+            raise stopped(f"stage {self.plan.stage} stopped after a checkpoint; the same command goes on from there")
 
     def _train(self, progress: Progress, stop: StopRequest) -> Status:
         started = time.monotonic()
@@ -136,16 +147,7 @@ class _Stage:
             Setback: one step after another is skipped.
         """
         config, plan = self.config, self.plan
-        micro_batches = train_loader(
-            plan.order,
-            {name: path / TRAIN for name, path in corpus_folders(config, plan.corpora).items()},
-            micro_batch=config.cluster.micro_batch,
-            world=self.world,
-            start=progress.samples,
-            stop=plan.samples,
-            run_id=plan.digest,
-            workers=config.cluster.workers,
-        )
+        micro_batches = self.serving.micro_batches(progress.samples, ahead=2 * self.engine.accumulation)
         peak = config.cluster.gpu_peak_tflops
         meter = Meter(
             plan.order.names,
@@ -206,9 +208,8 @@ class _Stage:
         )
         return [
             Pulse(progress.step),
-            Validation(
-                self.engine, plan, config.validation, self._validation_folders(), config.cluster.micro_batch, world
-            ),
+            Validation(self.engine, plan, config.validation, self.serving.held_out, config.cluster.micro_batch, world),
+            *self.measuring,
             *main_only,
             *([Trace(self.folder.samples, progress.step, plan.order, world)] if config.trace else []),
             chain,
@@ -228,14 +229,6 @@ class _Stage:
         """Positions after the steps that reach the declared milestones."""
         batch, start = self.plan.batch_tokens, self.plan.start_tokens
         return [start + -(-(tokens - start) // batch) * batch for tokens in self.config.checkpoint.milestones]
-
-    def _validation_folders(self) -> dict[str, Path]:
-        """Held-out samples of every configured corpus that is prepared, trained on or not."""
-        folders = corpus_folders(self.config, self.config.corpora)
-        manifests = {name: read_manifest(path) for name, path in folders.items()}
-        return {
-            name: folders[name] / VALIDATION for name, found in manifests.items() if found and found.validation.samples
-        }
 
     def _announce(self, progress: Progress) -> None:
         plan = self.plan
@@ -268,7 +261,7 @@ class _Stage:
             self.folder,
             ranks=self.world.size,
             first_step=progress.step,
-            git_commit=_git_commit(),
+            git_commit=git_commit(),
             adopted_from=adopted["path"] if adopted else None,
         )
 
@@ -293,10 +286,3 @@ def _build_engine(config: RunConfig, plan: RunPlan, world: World, fresh: bool) -
         model.initialize(config.seed)
     accumulation = plan.batch_samples // (config.cluster.micro_batch * world.size)
     return ZeroEngine(model, config.optimizer, config.cluster, accumulation, world)
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that runs, when it runs from a repository."""
-    folder = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

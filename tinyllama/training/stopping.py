@@ -11,6 +11,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self.for_good = False
+        """Whether by something else than USR1."""
+        self.agreed_for_good = False
+        """Whether any rank was, as of the last step."""
 
     def listen(self) -> None:
         """From now on there is something to save; until now whoever was asked left at once (tinyllama/signals.py)."""
@@ -19,3 +23,4 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        self.for_good |= number != signal.SIGUSR1

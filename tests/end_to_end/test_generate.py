@@ -1,0 +1,143 @@
+"""Texts by the models of a small family, and by folders in Hugging Face's layout, from the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run_python
+
+TINY = [
+    "stages.basic.tokens=8K", "stages.continual.tokens=4K", "stages.continual.ramp_tokens=2K",
+    "schedule.horizon_tokens=12K", "checkpoint.milestones=[3072]", "tracking=none", "generation.max_tokens=12",
+]  # fmt: skip
+GREEDY = "generation.temperature=0"
+PROMPT = "the river, (of) 山"
+THEIRS = """
+import json, sys, torch
+library = torch.library.Library("torchvision", "FRAGMENT")
+try:
+    import torchvision
+except Exception:
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(prompt, return_tensors="pt")
+tokens = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=12, do_sample=False)
+assert "tinyllama" not in sys.modules
+print(json.dumps(tokenizer.decode(tokens[0], skip_special_tokens=True)))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(settings, shell, tmp_path_factory):
+    """Overrides of a family of which the basic stage and the chinese continual stage stand."""
+    overrides = [*settings, *TINY, f"paths.runs={tmp_path_factory.mktemp('leaves') / 'runs'}"]
+    for chosen in (["stage=basic"], ["stage=continual", "+variant=chinese"]):
+        result = shell("train", *overrides, *chosen)
+        assert result.code == 0, result.err
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def exported(trained, shell, tmp_path_factory):
+    """The chinese leaf in Hugging Face's layout, its weights as they were trained."""
+    folder = tmp_path_factory.mktemp("exported") / "chinese"
+    result = shell("export", *trained, "+variant=chinese", "stage=continual", f"out={folder}", "export.dtype=fp32")
+    assert result.code == 0, result.err
+    return folder
+
+
+def the_run(trained, stage):
+    """The directory of the first run of a stage."""
+    runs = next(text for text in trained if text.startswith("paths.runs=")).partition("=")[2]
+    return sorted(Path(runs).glob(f"demo/{stage}-*"))[0]
+
+
+def document(result):
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+@pytest.mark.slow
+def test_the_greedy_text_is_that_of_the_exported_folder_here_and_in_transformers(trained, exported, run):
+    ours = document(
+        run("generate", *trained, "+variant=chinese", "stage=continual", GREEDY, f"prompt={PROMPT}", "format=json")
+    )
+    assert ours["prompt"] == PROMPT and 0 < ours["tokens"] <= 12
+    shown = run("generate", *trained, GREEDY, f"run={exported}", f"prompt={PROMPT}")
+    assert (shown.code, shown.out, shown.err) == (0, f"{PROMPT}{ours['text']}\n", "")
+    theirs = run_python("-c", THEIRS, str(exported), PROMPT, env={"PYTHONPATH": ""})
+    assert theirs.code == 0, theirs.err
+    assert json.loads(theirs.out) == PROMPT + ours["text"]
+
+
+@pytest.mark.slow
+def test_one_prompt_is_continued_by_each_model_of_a_sweep_once_parents_first(trained, run):
+    sweep = [*trained, "+variant=chinese", "stage=continual,basic", GREEDY, f"prompt={PROMPT}"]
+    basic, continual = document(run("generate", *sweep, "format=json"))["models"]
+    assert (basic["model"].split("-")[0], continual["model"].split("-")[0]) == ("basic", "continual")
+    assert basic["text"] != continual["text"], "nothing would tell them apart"
+    shared = [*trained, "+variant=standard,chinese", "stage=basic", GREEDY, f"prompt={PROMPT}", "format=json"]
+    assert document(run("generate", *shared)) == basic
+    shown = run("generate", *sweep)
+    assert shown.code == 0 and shown.err == ""
+    assert shown.out == (
+        f"== slimpajama, {basic['model']} ==\n{PROMPT}{basic['text']}\n"
+        f"\n== chinese, {continual['model']} ==\n{PROMPT}{continual['text']}\n"
+    )
+
+
+@pytest.mark.slow
+def test_an_earlier_checkpoint_is_named_by_its_tokens(trained, run):
+    basic = [*trained, "stage=basic", GREEDY, f"prompt={PROMPT}", "format=json"]
+    early, last = (document(run("generate", *basic, *chosen))["text"] for chosen in (["at_tokens=3072"], []))
+    assert early != last
+    result = run("generate", *basic, "at_tokens=5")
+    assert result.code == 2 and "at_tokens=5" in result.err and "3072" in result.err
+
+
+@pytest.mark.slow
+def test_standard_input_is_continued_and_who_stops_reading_ends_it_quietly(trained):
+    command = [sys.executable, "-m", "tinyllama.generate", *trained, "stage=basic", "generation.max_tokens=24"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(f"{PROMPT}\n".encode())
+    process.stdin.close()
+    assert process.stdout.read(len(PROMPT.encode())).decode() == PROMPT
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_a_text_that_fills_the_context_ends_there_with_a_word(trained, run):
+    result = run("generate", *trained, "stage=basic", "generation.max_tokens=999", "prompt=the")
+    assert result.code == 0
+    # Where it does not end by itself; a model that was trained on so little seldom does.
+    told = document(run("generate", *trained, "stage=basic", "generation.max_tokens=999", "prompt=the", "format=json"))
+    assert told["finish"] in ("eos", "seq_len") and ("fill" in result.err) == (told["finish"] == "seq_len")
+    result = run("generate", *trained, "stage=basic", f"prompt={'the river ' * 40}")
+    assert result.code == 2 and "leaves no room in the 32 tokens" in result.err
+
+
+@pytest.mark.slow
+def test_damage_and_absence_are_told_in_one_message(trained, run, tmp_path):
+    result = run("generate", *trained, "stage=cooldown", "prompt=the")
+    assert result.code == 2 and "stage=cooldown of variant=slimpajama has not been trained" in result.err
+    result = run("generate", *trained, f"run={tmp_path}", "prompt=the")
+    assert result.code == 2 and f"run={tmp_path}" in result.err
+    (tmp_path / "config.json").write_text("{}")
+    result = run("generate", *trained, f"run={tmp_path}", "prompt=the")
+    assert result.code == 2 and f"{tmp_path} cannot be loaded as a Hugging Face model" in result.err
+    weights = the_run(trained, "continual") / "checkpoints" / "000000000012288" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    result = run("generate", *trained, f"run={the_run(trained, 'continual')}", "prompt=the")
+    assert result.code == 3 and str(weights) in result.err and result.out == ""
