@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,23 @@ def hydra_knows_our_schema_and_launchers() -> None:
     prepare_hydra()
 
 
+@pytest.fixture(autouse=True)
+def hearing() -> Iterator[None]:
+    """Commands that end in this process leave it deaf to signals, which all that it starts later would inherit."""
+    with _handlers_kept():
+        yield
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in signals.ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 @pytest.fixture
 def compose() -> Iterator[Callable[..., tuple[RunConfig, ...]]]:
     """compose("stage=continual", ...) -> the configs of the path, the root first."""
@@ -57,14 +75,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     def run_command(name: str, *arguments: str) -> Result:
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [f"tinyllama/{name}.py", *arguments])
-        code, handlers = 0, {number: signal.getsignal(number) for number in signals.ASKING}
-        try:
-            import_module(f"tinyllama.{name}").main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:  # a command may end deaf to them; whoever this process starts later would inherit that
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        code = 0
+        with _handlers_kept():
+            try:
+                import_module(f"tinyllama.{name}").main()
+            except SystemExit as end:
+                code = int(end.code or 0)
         captured = capfd.readouterr()
         return Result(code, captured.out, captured.err)
 

@@ -1,7 +1,9 @@
 """A corpus on an S3 server, read by a run on two nodes that have nothing of it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,8 +37,9 @@ def served(slurm: Slurm, log: Path) -> Iterator[ObjectStore]:
     server = Path(sys.executable).with_name("moto_server")
     with log.open("w") as file:
         process = subprocess.Popen(
-            slurm.inside(server, "-H", "10.0.0.254", "-p", "5000"), env=slurm.env, stdout=file, stderr=file
-        )
+            slurm.inside(server, "-H", "10.0.0.254", "-p", "5000"), env=slurm.env, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
         try:
             store = ObjectStore("http://10.0.0.254:5000")
             code = f"import boto3; boto3.client('s3').create_bucket(Bucket='{store.bucket}')"
@@ -45,7 +48,7 @@ def served(slurm: Slurm, log: Path) -> Iterator[ObjectStore]:
                 assert time.monotonic() < deadline, log.read_text()
             yield store
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # it has nothing to save
             process.wait()
 
 
