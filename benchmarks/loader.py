@@ -32,45 +32,43 @@ from tinyllama.planning.order import SampleOrder
 from tinyllama.world import World
 
 SEQ_LEN, MICRO_BATCH = 2048, 8
-SAMPLES = {"web": 6000, "code": 2000}
 SHARES = {"web": 6, "code": 2}
-"""Eighths of all samples, in the mixture and of a billion."""
+"""Eighths of all samples, in the mixture and on disk."""
 WORKERS = (0, 1, 2)
-STEPS = 200
-"""In which waiting is measured."""
 SHARD_SAMPLES = 16_384
 SHARD_BYTES = SHARD_SAMPLES * (2 * SEQ_LEN + 8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=8000, help="that are read; a fifth of them beside a step")
+    parser.add_argument("--starts", default="1e8,1e9", help="samples of the corpora that starting is measured on")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     parser.add_argument("--start-up", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.start_up:
         print(json.dumps(start_up(options.start_up)))
         return
-    rates, waits = reading()
-    starts = [start_up_elsewhere(samples) for samples in (10**8, 10**9)]
+    rates, waits = reading(options.samples)
+    starts = [start_up_elsewhere(int(float(samples))) for samples in options.starts.split(",")]
     result = {"reading": rates, "waiting": waits, "start_up": starts}
     print(json.dumps(result) if options.json else table(result))
 
 
-def reading() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def reading(samples: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Tokens per second of each way, once the files are in the page cache; and what `waiting` finds."""
     with tempfile.TemporaryDirectory() as folder:
-        folders = {name: Path(folder, name) for name in SAMPLES}
-        flat = {name: write(folders[name], count) for name, count in SAMPLES.items()}
-        order = SampleOrder(mixture(), {name: sizes(folders[name]) for name in SAMPLES}, seed=1)
-        stop = sum(SAMPLES.values()) // MICRO_BATCH * MICRO_BATCH
+        folders = {name: Path(folder, name) for name in SHARES}
+        flat = {name: write(folders[name], share * samples // 8) for name, share in SHARES.items()}
+        order = SampleOrder(mixture(), {name: sizes(folders[name]) for name in SHARES}, seed=1)
+        stop = samples // MICRO_BATCH * MICRO_BATCH
+        some = samples // (5 * MICRO_BATCH) * MICRO_BATCH
         rates = {"memmap": rate(mapped(flat, order, stop))}
         for workers in WORKERS:
             rates[f"loader, {workers} workers"] = rate(loaded(order, folders, stop, workers))
         for workers in WORKERS:
             rates[f"stock, {workers} workers"] = rate(stock(folders, workers))
-        waits = {
-            f"{workers} workers": waiting(loaded(order, folders, STEPS * MICRO_BATCH, workers)) for workers in WORKERS
-        }
+        waits = {f"{workers} workers": waiting(loaded(order, folders, some, workers)) for workers in WORKERS}
     return rates, waits
 
 

@@ -33,8 +33,6 @@ from tinyllama.data.sources.raw import write_raw_corpora
 from tinyllama.data.tokenizer import Tokenizer, train_tokenizer
 
 SEQ_LEN, SHARD_SAMPLES = 2048, 2048
-VOCABULARY = 32_000
-MEGABYTES = 8
 TEXTS = {
     "English": ("slimpajama/**/*.jsonl.zst", "text"),
     "code": ("starcoder/**/*.parquet", "content"),
@@ -45,6 +43,9 @@ TEXTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a sentencepiece model")
+    parser.add_argument("--pieces", type=int, default=32_000, help="of the model that is trained without one")
+    parser.add_argument("--megabytes", type=float, default=8, help="of each text")
+    parser.add_argument("--texts", type=lambda names: names.split(","), default=list(TEXTS), metavar="A,B")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
@@ -53,8 +54,8 @@ def main() -> None:
         print(json.dumps(measured(options.method, options.input, options.model)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        inputs = write_inputs(Path(folder))
-        model = options.model or trained(Path(folder), inputs)
+        inputs = write_inputs(Path(folder), options.texts, options.megabytes)
+        model = options.model or trained(Path(folder), inputs, options.pieces)
         result = {
             text: {method: elsewhere(method, path, model) for method in METHODS if installed(method)}
             for text, path in inputs.items()
@@ -62,10 +63,11 @@ def main() -> None:
     print(json.dumps(result) if options.json else table(result))
 
 
-def write_inputs(folder: Path) -> dict[str, Path]:
+def write_inputs(folder: Path, texts: list[str], megabytes: float) -> dict[str, Path]:
     write_raw_corpora(folder)
     inputs = {}
-    for name, (files, field) in TEXTS.items():
+    for name in texts:
+        files, field = TEXTS[name]
         source = corpus([str(folder / "raw" / files)], field)
         lines = [
             json.dumps({"text": document.text}, ensure_ascii=False).encode() + b"\n"
@@ -74,14 +76,14 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         ]
         once = b"".join(lines)
         inputs[name] = folder / f"{name}.jsonl"
-        inputs[name].write_bytes(once * (1 + MEGABYTES * 10**6 // len(once)))
+        inputs[name].write_bytes(once * (1 + int(megabytes * 10**6) // len(once)))
     return inputs
 
 
-def trained(folder: Path, inputs: dict[str, Path]) -> Path:
+def trained(folder: Path, inputs: dict[str, Path], pieces: int) -> Path:
     share = 2 * 10**6
     texts = (text for path in inputs.values() for text in texts_of(path.read_bytes()[:share].rpartition(b"\n")[0]))
-    train_tokenizer(texts, folder / "trained.model", VOCABULARY)
+    train_tokenizer(texts, folder / "trained.model", pieces)
     return folder / "trained.model"
 
 
@@ -99,7 +101,10 @@ def corpus(files: list[str], field: str = "text") -> CorpusConfig:
 
 
 def ours(path: Path, model: Path, folder: Path, fast: bool = False) -> int:
-    config = TokenizerConfig(name="benchmark", path=str(model), vocab_size=VOCABULARY)
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(model)).vocab_size()
+    config = TokenizerConfig(name="benchmark", path=str(model), vocab_size=pieces)
     tokenizer = Tokenizer.load(config)
     recipe = Recipe(corpus([str(path)]), config, tokenizer.digest, SEQ_LEN, SHARD_SAMPLES)
     return pack(recipe, [RawFile.listed(str(path))], folder, tokenizer, fast).tokens

@@ -33,12 +33,12 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("slimpajama", "starcoder", "proof_pile_2", "skypile")
 PREPARED = Inventory({name: Corpus(name, f"of {name}", (2**20,) * 1000) for name in NAMES}, "of the tokenizer")
 BATCH_TOKENS = 2**21
-TURNS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200_000, help="of each run")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to be used; a temporary one by default")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     options = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
         nodes = grow(plan_family(runs, options.steps))
         for node in nodes:
             write_run(runs, node)
-        result = measure(runs, len(nodes), options.steps)
+        result = measure(runs, len(nodes), options.steps, options.turns)
     print(json.dumps(result) if options.json else table(result))
 
 
@@ -97,17 +97,17 @@ def made_up_steps(plan: RunPlan) -> Iterator[dict]:
         yield line
 
 
-def measure(runs: Path, count: int, steps: int) -> dict[str, float]:
+def measure(runs: Path, count: int, steps: int, turns: int) -> dict[str, float]:
     """The real command, Python's start and all; the quickest of some turns, for other work slows them."""
     command = [sys.executable, "-m", "tinyllama.report", f"paths.runs={runs}", "tracking=none"]
     seconds = []
     before = getrusage(RUSAGE_CHILDREN)
-    for _ in range(TURNS):
+    for _ in range(turns):
         started = time.perf_counter()
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - started)
     used = getrusage(RUSAGE_CHILDREN)
-    cpu_seconds = (used.ru_utime - before.ru_utime + used.ru_stime - before.ru_stime) / TURNS
+    cpu_seconds = (used.ru_utime - before.ru_utime + used.ru_stime - before.ru_stime) / turns
     (report,) = runs.glob("*/report.html")
     journals = sum(path.stat().st_size for path in runs.glob("*/*/metrics.jsonl"))
     return {

@@ -45,6 +45,12 @@ def train(job: Job, variants: tuple[str, ...]) -> None:
     if folder.status is Status.done:
         if World.from_environment().is_main:
             print(f"{plan.name} [{config.variant}] is done: {folder.path}", file=sys.stderr)
+            if config.profile:
+                print(
+                    "profile=true finds no step to record there; paths.runs=ELSEWHERE trains the same again, "
+                    "branch=true with another setting a run beside it",
+                    file=sys.stderr,
+                )
             _log_plainly()
             deliver_pending(config.tracking, Path(config.paths.runs), folder.outbox)
         return

@@ -89,7 +89,12 @@ MISTAKES = {
         ["model.num_heads=3"],
         ["model.hidden_size=2048", "model.num_heads=3", "2046 and 2049"],
     ),
+    "a network that carries nothing": (["cluster.network_gb_per_second=0"], ["cluster.network_gb_per_second=0"]),
     "a ZeRO stage that is not offered": (["cluster.zero_stage=0"], ["cluster.zero_stage=0", "1, 2 or 3"]),
+    "checkpointing of another kind": (
+        ["cluster.activation_checkpointing=some"],
+        ["cluster.activation_checkpointing=some must be true, false or selective"],
+    ),
     "sharding within nodes without stage 3": (
         ["cluster.shard_within_node=true"],
         ["cluster.shard_within_node=true", "cluster.zero_stage=3"],

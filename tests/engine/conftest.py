@@ -53,7 +53,7 @@ class Trainer:
         if cluster.shard_within_node:  # two ranks make a node
             self.world = World(self.world.rank, self.world.size, self.world.rank % 2, 2)
         self.micro_batch, self.samples = cluster.micro_batch, samples
-        model = build_model(MODEL, "sdpa", startup.device(), cluster.activation_checkpointing)
+        model = build_model(MODEL, "sdpa", startup.device(), cluster.activation_checkpointing, cluster.loss)
         model.initialize(seed)
         self.model = model
         self.accumulation = samples // (cluster.micro_batch * self.world.size)

@@ -65,11 +65,17 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
+def living_tensors() -> list[torch.Tensor]:
+    """With memory: what the compiler calls tensors has none."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+
+
 def living_bytes(model: torch.nn.Module) -> int:
     """Of all tensors that Python reaches, and of gradients that only C++ holds."""
-    gc.collect()
-    found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-    return bytes_of([*found, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    return bytes_of(
+        [*living_tensors(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+    )
 
 
 def kept_at_the_loss(layout: ClusterConfig, processes: int) -> int:
@@ -117,31 +123,33 @@ def test_the_states_of_every_stage_are_those_of_the_engine(
 
 
 def saved_bytes(model: torch.nn.Module, tokens: torch.Tensor) -> int:
-    """What a forward pass keeps for its backward pass, besides the parameters."""
+    """What a forward pass keeps for its backward pass, besides what was there before it."""
     saved: list[torch.Tensor] = []
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    before = {tensor.untyped_storage().data_ptr() for tensor in living_tensors()}
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        model(tokens)
-    return bytes_of(tensor for tensor in saved if tensor.untyped_storage().data_ptr() not in own)
+        losses = model(tokens)
+    kept = [*saved, *living_tensors()]  # selective checkpointing keeps in a store of its own
+    del losses
+    return bytes_of(tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in before)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 @pytest.mark.parametrize("precision", [Precision.fp32, BF16])
 @pytest.mark.parametrize("kv_heads", [1, 5])
+@pytest.mark.parametrize("loss", ["whole", "chunked"])
 def test_the_activations_are_those_that_autograd_saves(
-    estimate: Estimate, kv_heads: int, precision: Precision, checkpointing: bool
+    estimate: Estimate, kv_heads: int, precision: Precision, checkpointing: bool | str, loss: str
 ) -> None:
     sizes = replace(MODEL, num_kv_heads=kv_heads)
     layout = cluster(processes=1, micro_batch=3, precision=precision, activation_checkpointing=checkpointing)
-    model = build_model(sizes, "sdpa", torch.device("cpu"), checkpointing)
+    model = build_model(sizes, "sdpa", torch.device("cpu"), checkpointing, loss)
     model.initialize(seed=0)
     if precision is BF16:
         model.bfloat16()
     tokens = torch.randint(sizes.vocab_size, (3, sizes.seq_len + 1))
-    log_probabilities = 3 * sizes.seq_len * sizes.vocab_size * 4
-    assert saved_bytes(model, tokens) - log_probabilities == pytest.approx(
-        estimate(sizes, layout).activations, rel=0.02
-    )
+    logits = 3 * sizes.seq_len * sizes.vocab_size * model.head.weight.element_size() if loss == "whole" else 0
+    saved = saved_bytes(model, tokens)
+    assert saved - logits == pytest.approx(estimate(sizes, layout).activations, rel=0.02)
 
 
 def highest(layout: ClusterConfig) -> int:
@@ -170,8 +178,11 @@ def highest(layout: ClusterConfig) -> int:
         cluster(zero_stage=2, precision=BF16, activation_checkpointing=True),
         cluster(zero_stage=3, precision=BF16),
         cluster(zero_stage=3, activation_checkpointing=True),
+        cluster(precision=BF16, activation_checkpointing="selective"),
+        cluster(zero_stage=3, loss="chunked"),
+        cluster(precision=BF16, activation_checkpointing=True, loss="chunked"),
     ],
-    ids=lambda value: f"stage {value.zero_stage} {value.precision.value} {value.activation_checkpointing}",
+    ids=lambda value: f"stage {value.zero_stage} {value.precision.value} {value.activation_checkpointing} {value.loss}",
 )
 def test_the_total_is_the_peak_of_a_whole_step(
     in_ranks: InRanks, estimate: Estimate, train_on: Any, layout: ClusterConfig
@@ -207,6 +218,11 @@ def test_recomputing_activations_changes_no_bit_of_losses_and_gradients(
     plain, cut = in_ranks(processes, trained, layout)[0]
     assert cut == (layout.zero_stage == 3)
     assert in_ranks(processes, trained, replace(layout, activation_checkpointing=True))[0] == (plain, cut)
+    selective = in_ranks(processes, trained, replace(layout, activation_checkpointing="selective"))[0]
+    if layout.zero_stage < 3:
+        assert selective == (plain, cut)
+    else:  # a block's weights are gathered together, and its gradients summed over the ranks in another order
+        assert selective[0] == [pytest.approx(each, rel=1e-6) for each in plain] and selective[1] == cut
 
 
 @pytest.mark.slow
@@ -218,14 +234,16 @@ def test_a_checkpoint_weighs_12_bytes_a_parameter(in_ranks: InRanks, train_on: A
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+@pytest.mark.parametrize("loss", ["whole", "chunked"])
 def test_the_total_is_what_a_gpu_allocates(
-    in_ranks: InRanks, estimate: Estimate, train_on: Any, checkpointing: bool
+    in_ranks: InRanks, estimate: Estimate, train_on: Any, checkpointing: bool | str, loss: str
 ) -> None:
     train_on(MODEL)
     layout = cluster(
-        processes=1, micro_batch=24, precision=BF16, activation_checkpointing=checkpointing, gpu="the one at hand"
-    )
+        processes=1, micro_batch=24, precision=BF16, activation_checkpointing=checkpointing, loss=loss, compile=False,
+        gpu="the one at hand",
+    )  # fmt: skip
 
     def allocated() -> int:
         trainer = Trainer(layout, samples=2 * layout.micro_batch)

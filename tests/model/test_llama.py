@@ -1,9 +1,11 @@
 """The decoder against Hugging Face's, and its random weights against the original's."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.model.hf import from_hf, hf_config, to_hf
@@ -100,17 +102,63 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(
     config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype
 ) -> None:
     found = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "selective"):
         model = build_model(config, "sdpa", CPU, checkpointing)
         model.initialize(seed=1)
         model.to(dtype)
         calls: list[object] = []
-        model.blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        model.blocks[1].feed_forward_norm.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
         model(tokens).mean().backward()
         assert len(calls) == (2 if checkpointing else 1)
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    plain, recomputed = found
-    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+    plain, *recomputed = found
+    assert all(torch.equal(plain[name], each[name]) for each in recomputed for name in plain)
+
+
+def test_selective_recomputation_multiplies_no_matrix_and_attends_to_nothing_again(
+    config: ModelConfig, tokens: torch.Tensor
+) -> None:
+    class Executed(TorchDispatchMode):
+        """Outermost, it sees what no other mode answers from its store."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.count: Counter[str] = Counter()
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            self.count[operator.name()] += 1
+            return operator(*args, **kwargs or {})
+
+    def operators(checkpointing: bool | str) -> Counter[str]:
+        model = build_model(config, "sdpa", CPU, checkpointing)
+        model.initialize(seed=1)
+        with Executed() as executed:
+            model(tokens).mean().backward()
+        return executed.count
+
+    plain, whole, selective = map(operators, (False, True, "selective"))
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert plain["aten::mm"] == selective["aten::mm"] < whole["aten::mm"]
+    assert plain[attention] == selective[attention] == config.num_layers < whole[attention]
+    assert plain["aten::silu"] < selective["aten::silu"] == whole["aten::silu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+@pytest.mark.parametrize("loss", ["whole", "chunked"])
+def test_a_training_step_compiles_into_one_graph(
+    config: ModelConfig, tokens: torch.Tensor, checkpointing: bool | str, loss: str
+) -> None:
+    def gradients(compiled: bool) -> list[torch.Tensor]:
+        model = build_model(config, "sdpa", CPU, checkpointing, loss)
+        model.initialize(seed=1)
+        forward = torch.compile(model.forward, fullgraph=True, dynamic=False) if compiled else model.forward
+        forward(tokens).mean().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    torch.compiler.reset()
+    for ours, expected in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_shapes_by_arithmetic_are_those_of_the_model_in_its_order(config: ModelConfig, model: Llama) -> None:

@@ -332,7 +332,7 @@ def test_a_cluster_whose_memory_does_not_suffice_is_an_error_with_ways_that_do(f
 
 
 def test_where_one_change_is_not_enough_two_are_named(family):
-    cramped = {**CRAMPED, "cluster.gpu_memory_gib": 10}
+    cramped = {**CRAMPED, "cluster.gpu_memory_gib": 8}
     (message,) = only(lint(family(A100, settings=cramped)), "memory")
     assert message.endswith("set cluster.activation_checkpointing=true cluster.micro_batch=2")
     remedy = {"cluster.activation_checkpointing": True, "cluster.micro_batch": 2}

@@ -59,6 +59,24 @@ class RunFolder:
         return self.path / "skipped.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """With profile=true, a folder of what was recorded last: where a step goes."""
+        return self.path / "profile"
+
+    def profile_trace(self, step: int) -> Path:
+        """Of the recorder, from a step on; for Perfetto and the like."""
+        return self.profile / f"trace-step{step:03d}.json.gz"
+
+    @property
+    def profile_document(self) -> Path:
+        return self.profile / "profile.json"
+
+    @property
+    def profile_table(self) -> Path:
+        """The same for people."""
+        return self.profile / "table.txt"
+
+    @property
     def log(self) -> Path:
         """What the run printed, when the local launcher started it."""
         return self.path / "log.txt"

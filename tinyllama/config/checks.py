@@ -117,6 +117,12 @@ def processes_per_node(cluster: ClusterConfig) -> int:
     return cluster.processes if cluster.processes is not None else max(1, visible_gpus())
 
 
+def total_ranks(cluster: ClusterConfig) -> int:
+    """Ranks of all nodes: as many as torchrun or srun has started, else as configured."""
+    given = given_ranks()
+    return given if given is not None else cluster.nodes * processes_per_node(cluster)
+
+
 def length_setting(config: RunConfig) -> str:
     """Which setting gave a stage its length."""
     return "model.seq_len" if config.stage.seq_len is None else "stage.seq_len"
@@ -238,7 +244,9 @@ def _check_stage(config: RunConfig) -> None:
 
 def _check_cluster(cluster: ClusterConfig) -> None:
     counts = {"nodes": cluster.nodes, "processes": processes_per_node(cluster), "micro_batch": cluster.micro_batch}
-    _check_positive({f"cluster.{name}": value for name, value in counts.items()})
+    measures = ("node_gb_per_second", "network_gb_per_second", "gpu_memory_gib", "gpu_peak_tflops", "assumed_mfu")
+    given = {name: value for name in measures if (value := getattr(cluster, name)) is not None}
+    _check_positive({f"cluster.{name}": value for name, value in (counts | given).items()})
     if cluster.zero_stage not in (1, 2, 3):
         raise ConfigError(
             f"cluster.zero_stage={cluster.zero_stage} must be 1, 2 or 3; stage 1 shards the optimizer's state alone "
@@ -248,6 +256,10 @@ def _check_cluster(cluster: ClusterConfig) -> None:
         raise ConfigError(
             f"cluster.shard_within_node=true keeps a node's copy of sharded weights, which only ZeRO stage 3 has; "
             f"set cluster.zero_stage=3 (it is {cluster.zero_stage})"
+        )
+    if cluster.activation_checkpointing not in (True, False, "selective"):
+        raise ConfigError(
+            f"cluster.activation_checkpointing={cluster.activation_checkpointing} must be true, false or selective"
         )
     if cluster.workers < 0:
         raise ConfigError(f"cluster.workers={cluster.workers} must be 0 or more")
@@ -282,18 +294,17 @@ def _check_slurm(slurm: SlurmConfig) -> None:
 
 def _check_batch(config: RunConfig) -> None:
     stage, cluster, lanes = config.stage, config.cluster, config.order.lanes
-    given, processes = given_ranks(), processes_per_node(cluster)
-    if given is not None:
-        ranks, hardware = given, _count(given, "rank")
+    ranks, processes = total_ranks(cluster), processes_per_node(cluster)
+    if given_ranks() is not None:
+        hardware = _count(ranks, "rank")
     else:
-        ranks = cluster.nodes * processes
         hardware = f"{_count(cluster.nodes, 'node')} x {_count(processes, 'process', 'processes')}"
     per_pass = ranks * cluster.micro_batch * config.model.seq_len
     if stage.batch_tokens % per_pass:
         raise ConfigError(
             f"stage.batch_tokens={stage.batch_tokens} is not a multiple of {per_pass} ({hardware} x micro-batch "
-            f"{cluster.micro_batch} x {config.model.seq_len} tokens); {_nearest(stage.batch_tokens, per_pass)}; "
-            f"or change cluster.micro_batch"
+            f"{cluster.micro_batch} x {config.model.seq_len} tokens); {_nearest(stage.batch_tokens, per_pass)}"
+            f"{'' if cluster.micro_batch_is_auto else '; or change cluster.micro_batch'}"
         )
     _check_positive({"order.lanes": lanes, "order.window": config.order.window})
     length = f"order.lanes x {length_setting(config)}"

@@ -9,15 +9,17 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tinyllama import units
+from tinyllama.config.micro_batch import settle
 from tinyllama.config.schema import RunConfig
 from tinyllama.errors import ConfigError, DamageError
 
 
 def load(raw: DictConfig) -> RunConfig:
-    """The typed config, interpolations resolved, counts of tokens as integers, the model as long as its stage.
+    """The typed config, interpolations resolved, counts of tokens as integers, the model as long as its stage, the
+    micro-batch a number.
 
     Raises:
-        ConfigError: a setting has no value, or a count of tokens cannot be read.
+        ConfigError: a setting has no value, or a count of tokens or the micro-batch cannot be read.
         OmegaConfBaseException: a setting that the schema lacks, of a wrong type, or an interpolation of nothing.
     """
     missing = sorted(OmegaConf.missing_keys(raw))
@@ -30,6 +32,7 @@ def load(raw: DictConfig) -> RunConfig:
     _read_tokens(config, "")
     if config.stage.seq_len is not None:  # only now: packing.seq_len stays what model.seq_len was given as
         config.model.seq_len = config.stage.seq_len
+    settle(config)
     return config
 
 

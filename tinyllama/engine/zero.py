@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.profiler import record_function
 
 from tinyllama.config.schema import ClusterConfig, OptimizerConfig, Precision
 from tinyllama.engine import tensorfile
+from tinyllama.engine.compilation import compile_model, compiles
 from tinyllama.engine.deepspeed_config import deepspeed_config
 from tinyllama.engine.snapshot import KINDS, MOMENTS, OPTIMIZER, Snapshot, file_of
 from tinyllama.engine.tensorfile import Piece
 from tinyllama.errors import DamageError
+from tinyllama.model.layers import Block
 from tinyllama.model.llama import Llama
 from tinyllama.world import World
 
@@ -148,9 +151,13 @@ class ZeroEngine:
             weight_decay=optimizer.weight_decay,
             fused=True,
         )
+        compiled = compiles(cluster, self.device)
+        if self.stage == 3 and (compiled or cluster.activation_checkpointing == "selective"):
+            # The weights of a block are gathered together, and its inside is free of hooks.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
+        if compiled:
+            compile_model(model, cluster, world)
         self._engine, self._zero, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
-        if cluster.compile:
-            self._engine.compile()
         if bf16:  # DeepSpeed makes its masters from weights that it has already rounded
             self._fill_masters(initial)
 
@@ -168,10 +175,13 @@ class ZeroEngine:
         trial = _Trial(losses, judge)
         with self._tried_by(trial):
             for tokens in micro_batches:
-                of_sequences = self._engine(tokens.to(self.device, non_blocking=True))
+                with record_function("tinyllama/forward"):
+                    of_sequences = self._engine(tokens.to(self.device, non_blocking=True))
                 losses.append(of_sequences.detach())
-                self._engine.backward(of_sequences.mean())
-                self._engine.step()
+                with record_function("tinyllama/backward"):
+                    self._engine.backward(of_sequences.mean())
+                with record_function("tinyllama/optimizer"):
+                    self._engine.step()
         return trial.result(self._engine.was_step_applied())
 
     @contextmanager
@@ -219,8 +229,10 @@ class ZeroEngine:
         self._fill_masters(tensorfile.read(file_of(folder, "weights"), self._shapes))
 
     def close(self) -> None:
-        """Let go of the model: its hooks are removed."""
+        """Let go of the model, whose hooks are removed, and of DeepSpeed's groups of ranks."""
         self._engine.destroy()
+        # Now, while their threads are here: in a process that is forked from this one it would wait for ever.
+        deepspeed.utils.groups._release_process_group_references()
 
     def _fragments(self) -> Iterator[tuple[str, Fragment]]:
         """What this rank keeps, by parameter; DeepSpeed's layouts are known here and nowhere else."""
@@ -284,7 +296,9 @@ class ZeroEngine:
 
 def computes_in_bf16(cluster: ClusterConfig, device: torch.device) -> bool:
     """What cluster.precision means on a device: `auto` is bf16 on GPUs, fp32 on CPUs."""
-    return cluster.precision is Precision.bf16 or (cluster.precision is Precision.auto and device.type == "cuda")
+    return cluster.precision in (Precision.bf16, Precision.fp8) or (
+        cluster.precision is Precision.auto and device.type == "cuda"
+    )
 
 
 def _share_process_group(timeout: timedelta) -> None:

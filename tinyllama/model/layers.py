@@ -1,4 +1,4 @@
-"""The parts of a Llama block: rotary positions, grouped-query attention, SwiGLU.
+"""The parts of a Llama: rotary positions, grouped-query attention, SwiGLU, and the head with its loss.
 
 Projections that read the same input are one matrix: fewer, larger multiplications.
 """
@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.model.attention import Attention
+from tinyllama.model.loss import Loss, sequence_losses
+from tinyllama.model.recomputation import Run
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -68,13 +70,32 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig, attention: Attention):
+    def __init__(self, config: ModelConfig, attention: Attention, run: Run):
         super().__init__()
+        self._run = run
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = GroupedQueryAttention(config, attention)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        # Within the module, so that hooks around it are no part of what is computed again.
+        return self._run(self._compute, x, cosines, sines)
+
+    def _compute(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cosines, sines)
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Head(nn.Linear):
+    """Hidden states -> logits; with targets, -> the loss of each sequence.
+
+    One module does both, since DeepSpeed's stage 3 gathers weights where a module is called.
+    """
+
+    def __init__(self, config: ModelConfig, loss: Loss):
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+        self.loss = loss
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        return super().forward(x) if targets is None else sequence_losses(self.loss, x, self.weight, targets)

@@ -4,12 +4,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.model.attention import Attention, attention
-from tinyllama.model.layers import Block, RMSNorm, rotary_tables
+from tinyllama.model.layers import Block, Head, RMSNorm, rotary_tables
+from tinyllama.model.loss import Loss, loss
+from tinyllama.model.recomputation import Run, runner
 
 
 class Llama(nn.Module):
@@ -18,37 +18,32 @@ class Llama(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, config: ModelConfig, attention: Attention, activation_checkpointing: bool = False):
+    def __init__(self, config: ModelConfig, attention: Attention, run: Run, loss: Loss):
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, attention, run) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = Head(config, loss)
         cosines, sines = rotary_tables(config)
         self.register_buffer("cosines", cosines, persistent=False)
         self.register_buffer("sines", sines, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy of each sequence: int64 [batch, length + 1] -> fp32 [batch]."""
-        logits, targets = self.logits(tokens[:, :-1]), tokens[:, 1:]
-        losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return losses.view(targets.shape).mean(dim=1)
+        return self.head(self._hidden(tokens[:, :-1]), tokens[:, 1:])
 
     def logits(self, tokens: Tensor) -> Tensor:
         """int64 [batch, length] -> [batch, length, vocab_size], length at most seq_len."""
+        return self.head(self._hidden(tokens))
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """int64 [batch, length] -> what the head reads, [batch, length, hidden_size]."""
         x = self.embedding(tokens)
         cosines, sines = (table[: tokens.shape[1]].to(x.dtype) for table in (self.cosines, self.sines))
         for block in self.blocks:
-            x = self._run(block, x, cosines, sines)
-        return self.head(self.norm(x))
-
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if not self.activation_checkpointing:
-            return block(*inputs)
-        # Nothing in a block is random, so that there is no state of generators to go back to.
-        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            x = block(x, cosines, sines)
+        return self.norm(x)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -65,19 +60,24 @@ class Llama(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, attention_name: str, device: torch.device, activation_checkpointing: bool = False
+    config: ModelConfig,
+    attention_name: str,
+    device: torch.device,
+    activation_checkpointing: bool | str = False,
+    loss_name: str = "whole",
 ) -> Llama:
     """A Llama on `device`, its weights not yet meaningful: call `initialize` or load a checkpoint.
 
     Args:
-        activation_checkpointing: keep of each block only its input, and compute the rest again in the backward pass.
+        activation_checkpointing: what each block keeps for the backward pass; see model/recomputation.py.
+        loss_name: a way of model/loss.py.
 
     Raises:
-        ConfigError: the attention kernel is unknown or cannot run there.
+        ConfigError: the attention kernel or the loss is unknown or cannot run there.
     """
-    kernel = attention(attention_name, device)
+    kernel, way = attention(attention_name, device), loss(loss_name, device)
     with device:
-        return Llama(config, kernel, activation_checkpointing)
+        return Llama(config, kernel, runner(activation_checkpointing), way)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

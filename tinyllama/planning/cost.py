@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tinyllama.config.checks import processes_per_node
+from tinyllama.config.checks import processes_per_node, total_ranks
 from tinyllama.config.schema import ClusterConfig, RunConfig, SlurmConfig
 from tinyllama.planning.flops import flops_per_token
 from tinyllama.planning.tree import Node
@@ -74,6 +74,12 @@ def expense(tokens: int, rate: Throughput, cluster: ClusterConfig) -> Expense:
     hours = gpu_hours / (cluster.nodes * processes_per_node(cluster))
     price = cluster.price_per_gpu_hour
     return Expense(gpu_hours, hours, None if price is None else gpu_hours * price)
+
+
+def step_seconds(batch_tokens: int, rate: Throughput, cluster: ClusterConfig) -> float | None:
+    """Of an optimizer step on the whole cluster."""
+    each = rate.tokens_per_second_per_gpu
+    return None if each is None else batch_tokens / (each * total_ranks(cluster))
 
 
 def jobs_in_a_row(hours: float | None, slurm: SlurmConfig) -> int | None:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tinyllama.config.micro_batch import source
 from tinyllama.config.schema import RunConfig
-from tinyllama.planning.cost import Throughput, assumed_throughput, expense, jobs_in_a_row
+from tinyllama.planning.communication import communication
+from tinyllama.planning.cost import Throughput, assumed_throughput, expense, jobs_in_a_row, step_seconds
 from tinyllama.planning.memory import estimate_memory
 from tinyllama.planning.plan import RunPlan
 from tinyllama.planning.storage import checkpoint_bytes, checkpoints_bytes
@@ -45,7 +47,9 @@ def plan_document(
         "corpora": _corpora(plan),
         "checkpoint_bytes": checkpoint_bytes(config),
         "checkpoints_bytes": checkpoints_bytes(plan, config),
+        "micro_batch": _micro_batch(config),
         "memory": _memory(config),
+        "communication": _communication(plan, config, rate or assumed_throughput(config)),
         "time": _time(plan, config, rate or assumed_throughput(config)),
     }
 
@@ -58,6 +62,22 @@ def _memory(config: RunConfig) -> dict[str, Any]:
         "gib_available": config.cluster.gpu_memory_gib,
         "parts_gib": memory.parts_gib(),
     }
+
+
+def _communication(plan: RunPlan, config: RunConfig, rate: Throughput) -> dict[str, Any]:
+    """Of each rank, in an optimizer step."""
+    sent = communication(config, plan.batch_samples)
+    return {
+        "layout": sent.layout,
+        "gb_per_step": sent.sent_bytes / 1e9,
+        "seconds_per_step": sent.seconds,
+        "share": sent.share_of(step_seconds(plan.batch_tokens, rate, config.cluster)),
+    }
+
+
+def _micro_batch(config: RunConfig) -> dict[str, Any]:
+    cluster = config.cluster
+    return {"samples": cluster.micro_batch, "auto": cluster.micro_batch_is_auto, "source": source(config)}
 
 
 def _time(plan: RunPlan, config: RunConfig, rate: Throughput) -> dict[str, Any]:

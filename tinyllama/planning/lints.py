@@ -342,11 +342,20 @@ def _memory(family: Family) -> Iterator[str]:
     batch = gcd(*(node.plan.batch_samples for node in family.nodes))
     for config in (node.config for node in family.nodes):
         cluster, room = config.cluster, config.cluster.gpu_memory_gib
-        if room is not None and (need := estimate_memory(config).gib) > room:
+        if room is not None and (need := _certain_gib(config)) > room:
+            which = "auto, whatever it is," if cluster.micro_batch_is_auto else cluster.micro_batch
             yield (
-                f"cluster.micro_batch={cluster.micro_batch} needs {need:.3g} GiB per GPU, above "
+                f"cluster.micro_batch={which} needs {need:.3g} GiB per GPU, above "
                 f"cluster.gpu_memory_gib={room:g} of {cluster.gpu or cluster.name}; {_what_fits(config, room, batch)}"
             )
+
+
+def _certain_gib(config: RunConfig) -> float:
+    """What is needed in any case: of a micro-batch that is still to be found only what does not grow with it."""
+    memory = estimate_memory(config)
+    if config.cluster.micro_batch_is_auto:
+        memory = replace(memory, activations=0, logits=0, recomputed=0)
+    return memory.gib
 
 
 def _what_fits(config: RunConfig, room: float, batch: int) -> str:
@@ -356,15 +365,14 @@ def _what_fits(config: RunConfig, room: float, batch: int) -> str:
     """
     cluster = config.cluster
     ranks = cluster.nodes * processes_per_node(cluster)
-    smaller: list[_Change] = [
-        {"micro_batch": size} for size in range(cluster.micro_batch - 1, 0, -1) if batch % (size * ranks) == 0
-    ]
+    sizes = range(0 if cluster.micro_batch_is_auto else cluster.micro_batch - 1, 0, -1)
+    smaller: list[_Change] = [{"micro_batch": size} for size in sizes if batch % (size * ranks) == 0]
     checkpointing: _Change = {"activation_checkpointing": True}
     sharding: list[_Change] = [{"zero_stage": stage} for stage in range(cluster.zero_stage + 1, 4)]
     with_checkpointing = [{**checkpointing, **each} for each in (*smaller, *sharding)]
 
     def fits(change: _Change) -> bool:
-        return estimate_memory(replace(config, cluster=replace(cluster, **change))).gib <= room
+        return _certain_gib(replace(config, cluster=replace(cluster, **change))) <= room
 
     for ways in ([smaller, [checkpointing], sharding], [with_checkpointing]):
         found = [fitting for each in ways if (fitting := next(filter(fits, each), None))]

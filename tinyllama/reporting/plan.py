@@ -189,9 +189,30 @@ def _in_words(plan: FamilyPlan) -> list[str]:
     said += _chains(plan)
     sources = dict.fromkeys(document["time"]["source"] for document in plan.documents)
     said += [f"Tokens per second: {source}." for source in sources]
+    said += _exchanges(plan)
+    chosen = dict.fromkeys(
+        f"{each['samples']}, {each['source']}" for each in (document["micro_batch"] for document in plan.documents)
+        if each["auto"]
+    )  # fmt: skip
+    said += [f"Micro-batch auto: {each}." for each in chosen]
     if any(node.plan.provisional for node in plan.nodes):
         said.append("Corpora that are not prepared yet are reckoned with the sizes in conf/.")
     return said
+
+
+def _exchanges(plan: FamilyPlan) -> list[str]:
+    """What ranks send one another."""
+    amounts: dict[str, list[str]] = {}
+    for node, document in zip(plan.nodes, plan.documents, strict=True):
+        sent = document["communication"]
+        if sent["gb_per_step"]:
+            share = "" if sent["share"] is None else f", {sent['share']:.1%} of its time"
+            amount = f"{sent['gb_per_step']:.3g} GB{share} by {sent['layout']}"
+            amounts.setdefault(amount, []).append(node.plan.stage)
+    return [
+        f"Each rank sends in a step of {', '.join(dict.fromkeys(stages))}: {amount}."
+        for amount, stages in amounts.items()
+    ]
 
 
 def _chains(plan: FamilyPlan) -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from tinyllama.data.loader import MicroBatch
 from tinyllama.engine.zero import StepResult
@@ -77,7 +78,8 @@ class Meter:
         iterator = iter(batches)
         while True:
             self._started = time.perf_counter()
-            batch = next(iterator, None)
+            with record_function("tinyllama/data_wait"):
+                batch = next(iterator, None)
             if batch is None:
                 return
             self._waited = time.perf_counter() - self._started

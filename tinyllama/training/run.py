@@ -19,18 +19,21 @@ from tinyllama.checkpoint.rollback import give_up_later, newest_until
 from tinyllama.checkpoint.standing import recorded_variants
 from tinyllama.checkpoint.store import CheckpointStore
 from tinyllama.config.location import git_commit
-from tinyllama.config.schema import RunConfig
+from tinyllama.config.schema import Precision, RunConfig
 from tinyllama.engine import heartbeat, startup
-from tinyllama.engine.zero import ZeroEngine
+from tinyllama.engine.zero import ZeroEngine, computes_in_bf16
 from tinyllama.errors import Stopped, StoppedForNow
 from tinyllama.lineage.describe import record_of
 from tinyllama.lineage.null import NullTracker
 from tinyllama.lineage.record import RunRecord, Status, Tracker
 from tinyllama.lineage.tracking import build_tracker
+from tinyllama.model.attention_choice import choose
+from tinyllama.model.float8 import use_float8
 from tinyllama.model.hf import read_hf
-from tinyllama.model.llama import build_model
+from tinyllama.model.llama import Llama, build_model
 from tinyllama.planning.chain import ROOT
 from tinyllama.planning.flops import flops_per_token
+from tinyllama.planning.memory import chosen_loss
 from tinyllama.planning.plan import RunPlan
 from tinyllama.planning.progress import Progress
 from tinyllama.training.chain import OrderChain
@@ -41,6 +44,8 @@ from tinyllama.training.hooks import Checkpointing, Hook, MoreHooks
 from tinyllama.training.journal import Journal, Trace
 from tinyllama.training.loop import grouped, train
 from tinyllama.training.metrics import Meter
+from tinyllama.training.micro_batch import with_fastest
+from tinyllama.training.profile import Marked, Profile, Window
 from tinyllama.training.pulse import Pulse
 from tinyllama.training.serving import Serving
 from tinyllama.training.stopping import StopRequest
@@ -78,6 +83,7 @@ def _run_rank(
     try:
         with heartbeat.doing("while looking for a checkpoint"):
             checkpoint, progress = find_start(plan, config.paths.runs, world)
+        config = with_fastest(config, world, _build_model)
         with heartbeat.doing("while building the model"):
             engine = _build_engine(config, plan, world, fresh=checkpoint is None)
         if checkpoint is not None:
@@ -206,16 +212,24 @@ class _Stage:
         chain = OrderChain(
             before.order_chain if before else ROOT, plan.order, plan.batch_samples, world, self.engine.device
         )
+        validation = Validation(
+            self.engine, plan, config.validation, self.serving.held_out, config.cluster.micro_batch, world
+        )
+        trace = [Trace(self.folder.samples, progress.step, plan.order, world)] if config.trace else []
+        saving = Checkpointing(self.engine, store, plan, config.checkpoint, chain.value, watch.state.document)
         return [
             Pulse(progress.step),
-            Validation(self.engine, plan, config.validation, self.serving.held_out, config.cluster.micro_batch, world),
-            *self.measuring,
-            *main_only,
-            *([Trace(self.folder.samples, progress.step, plan.order, world)] if config.trace else []),
-            chain,
-            watch,
-            Checkpointing(self.engine, store, plan, config.checkpoint, chain.value, watch.state.document),
+            Marked("validation", [validation, *self.measuring]),
+            Marked("logging", [*main_only, *trace, chain, watch]),
+            Marked("checkpoint", [saving]),
+            *self._profile(progress),
         ]
+
+    def _profile(self, progress: Progress) -> list[Hook]:
+        steps_left = self.plan.steps - progress.step
+        if not (self.config.profile and self.world.is_main and steps_left):
+            return []
+        return [Profile(self.folder, self._label, Window.of(steps_left, self.engine.accumulation))]
 
     def _store(self) -> CheckpointStore:
         config, plan = self.config, self.plan
@@ -278,11 +292,20 @@ class _Stage:
 
 def _build_engine(config: RunConfig, plan: RunPlan, world: World, fresh: bool) -> ZeroEngine:
     """`fresh`: the weights are needed, no checkpoint will replace them."""
-    cluster = config.cluster
-    model = build_model(config.model, cluster.attention, startup.device(), cluster.activation_checkpointing)
+    model = _build_model(config)
     if fresh and plan.origin is not None:
         model.load_state_dict(read_hf(plan.origin, config.model))
     elif fresh:
         model.initialize(config.seed)
     accumulation = plan.batch_samples // (config.cluster.micro_batch * world.size)
     return ZeroEngine(model, config.optimizer, config.cluster, accumulation, world)
+
+
+def _build_model(config: RunConfig) -> Llama:
+    cluster, device = config.cluster, startup.device()
+    bf16 = computes_in_bf16(cluster, device)
+    attention = choose(cluster.attention, config.model, cluster.micro_batch, bf16, device)
+    model = build_model(config.model, attention, device, cluster.activation_checkpointing, chosen_loss(config))
+    if cluster.precision is Precision.fp8:
+        use_float8(model)
+    return model

@@ -126,6 +126,8 @@ class RunConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     log_every_steps: int = 1
     trace: bool = False
+    profile: bool = False
+    """`train` writes a trace of a few steps, and a table of where a step goes."""
     format: Format = Format.text
     lints: LintsConfig = field(default_factory=LintsConfig)
 

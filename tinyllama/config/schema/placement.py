@@ -11,6 +11,7 @@ class Precision(Enum):
     auto = "auto"
     bf16 = "bf16"
     fp32 = "fp32"
+    fp8 = "fp8"
 
 
 class ContainerKind(Enum):
@@ -71,16 +72,23 @@ class ClusterConfig:
     nodes: int = 1
     processes: Optional[int] = None
     """Ranks per node; null: one per visible GPU, or one."""
-    micro_batch: int
-    """Samples per rank and forward pass."""
+    micro_batch: Any
+    """Samples per rank and forward pass: at the door a number or auto, a number once loaded."""
+    micro_batch_is_auto: bool = False
+    """That it was given as auto; nobody sets it."""
     zero_stage: int = 1
     shard_within_node: bool = False
     """ZeRO-3 with a second copy of the weights within each node (hpZ): the original's layout."""
     precision: Precision = Precision.auto
-    attention: str = "sdpa"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    """Keep of each block only its input, and compute the rest again in the backward pass."""
+    attention: str = "auto"
+    """A kernel of model/attention.py; auto: the fastest of those that run on the device, by measurement."""
+    compile: Optional[bool] = None
+    """torch.compile; null: on GPUs."""
+    loss: str = "auto"
+    """How model/loss.py comes from the last hidden states to the loss; auto: whole, in chunks where memory is short."""
+    activation_checkpointing: Any = False
+    """true: keep of each block only its input, and compute the rest again in the backward pass; selective: keep what
+    matrices and attention gave as well; false: keep all."""
     workers: int = 0
     """Processes per rank that read samples; 0: a thread of the rank does, next to the training."""
     cache_gib: Optional[float] = None
@@ -94,6 +102,10 @@ class ClusterConfig:
     gpu_memory_gib: Optional[float] = None
     gpu_peak_tflops: Optional[float] = None
     """Dense bf16 peak."""
+    node_gb_per_second: Optional[float] = None
+    """What each GPU sends to others of its node, and gets at the same time, in 1e9 bytes per second."""
+    network_gb_per_second: Optional[float] = None
+    """The same to GPUs of other nodes."""
     assumed_mfu: Optional[float] = None
     """Model FLOPs utilisation that plans reckon with while no finished run tells better."""
     price_per_gpu_hour: Optional[float] = None
