@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -300,3 +301,19 @@ def running(pid: str) -> bool:
         return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_memory_that_a_tensor_gave_back_is_at_hand_for_the_next(in_ranks: Callable[..., list]) -> None:
+    for faults, pages in in_ranks(2, page_faults_of_a_large_tensor_again):
+        assert faults < pages / 10
+
+
+def page_faults_of_a_large_tensor_again() -> tuple[int, int]:
+    """Pages that the system had to find when 64 MiB were filled once more, and how many they are."""
+    startup.initialize(cluster())
+    elements = 16 * 2**20
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(elements)
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return found, 4 * elements // resource.getpagesize()
