@@ -73,7 +73,7 @@ def test_never_more_ranks_than_gpus(compose, monkeypatch):
 
 def test_worlds_that_do_not_fit_into_a_gpu_are_left_out(compose, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    one_b = ["stage=basic", "stage.batch_tokens=65536", "cluster.micro_batch=2", "cluster.gpu_memory_gib=16"]
+    one_b = ["stage=basic", "stage.batch_tokens=65536", "cluster.micro_batch=2", "cluster.gpu_memory_gib=15"]
     path = compose(*one_b)
     found = other_placements(path[-1], make_plan(path, take_inventory(path)), random.Random(0))
     assert {each.world for each in found} == {4}  # an optimizer of 1.1B parameters is too much for fewer

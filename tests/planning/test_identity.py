@@ -36,7 +36,7 @@ PLACEMENT = {
 RUN_MEANING = {"seed"}
 """Fields of RunConfig that belong to no class and count."""
 RUN_PLACEMENT = {
-    "family", "variant", "log_every_steps", "trace", "format", "branch", "adopt", "plots", "run", "contains",
+    "family", "variant", "log_every_steps", "trace", "profile", "format", "branch", "adopt", "plots", "run", "contains",
     "action", "sample", "split", "out", "at_tokens", "prompt",
 }  # fmt: skip
 """Those that do not."""
