@@ -161,6 +161,7 @@ def bucket(monkeypatch):
     return serve
 
 
+@pytest.mark.slow
 @raw_or_compressed
 def test_a_server_that_fails_breaks_off_and_sends_damage_is_asked_until_all_is_right(order, cache, remote, bucket):
     first, second, third = files(remote / "slim")[:3]
@@ -191,6 +192,7 @@ def test_a_server_that_stays_away_is_named_once_patience_ends(order, cache, remo
 # ---------------------------------------------------------------- a remote that is a folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_remote_that_goes_and_comes_back_costs_nothing_but_time(order, cache, remote, workers, caplog):
     away = remote.with_name("away")

@@ -102,6 +102,7 @@ def test_a_checkpoint_that_was_missed_is_not_waited_for_for_ever(lead):
     assert life.at_step >= 7  # two steps lie between checkpoints
 
 
+@pytest.mark.slow
 def test_a_life_that_does_not_heed_a_signal_hangs_and_is_ended(lead, folder):
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     body = RANK + deaf + "for number in range(1, 9): step(number)\nprint('deaf', flush=True)\ntime.sleep(100)"

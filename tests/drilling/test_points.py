@@ -12,7 +12,7 @@ from tinyllama.errors import ConfigError
 from tinyllama.planning.plan import make_plan
 
 SEEDS = st.integers(0, 2**32)
-DEMO = ["+scale=demo", "stage=basic"]  # 32 samples a batch, 4 a pass
+DEMO = ["+scale=demo", "stage=basic"]  # 32 samples a batch, 8 a pass
 
 
 @given(count=st.integers(1, 40), steps=st.integers(2, 40), seed=SEEDS)
@@ -53,10 +53,10 @@ def no_gpu(monkeypatch):
 def test_each_world_comes_once_the_own_one_last_and_with_another_micro_batch(compose):
     own = own_placement(compose(*DEMO)[-1])
     found = placements(compose)
-    assert own == Placement(1, 4)
+    assert own == Placement(1, 8)
     assert [each.world for each in found] == [2, 4, 1]
     assert own not in found
-    assert all(32 % (each.world * each.micro_batch) == 0 and each.micro_batch <= 4 for each in found)
+    assert all(32 % (each.world * each.micro_batch) == 0 and each.micro_batch <= 8 for each in found)
 
 
 def test_worlds_that_cannot_share_the_batch_are_left_out(compose):

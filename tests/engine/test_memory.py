@@ -133,6 +133,7 @@ def saved_bytes(model: torch.nn.Module, tokens: torch.Tensor) -> int:
     return bytes_of(tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 @pytest.mark.parametrize("precision", [Precision.fp32, BF16])
 @pytest.mark.parametrize("kv_heads", [1, 5])

@@ -16,6 +16,8 @@ from tinyllama.errors import ConfigError, TinyllamaError
 from tinyllama.model.llama import Llama, build_model
 from tinyllama.world import World
 
+pytestmark = pytest.mark.slow
+
 SIZES = [1, 2, 4, 8]
 
 

@@ -27,6 +27,7 @@ def test_each_checkpoint_is_a_measurement_and_what_cannot_be_read_is_passed_over
     }
 
 
+@pytest.mark.slow
 def test_what_is_measured_after_a_run_has_ended_reaches_its_run_once(
     store: str, tmp_path: Path, make_record, write_steps
 ):
