@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tinyllama.lineage.evaluations import read_evaluations
 from tinyllama.lineage.mlflow import find_run, open_store
 from tinyllama.lineage.mlflow_store import MlflowStore
