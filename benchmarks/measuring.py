@@ -140,9 +140,12 @@ def gib_allocated() -> float:
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table for people: the first column stands left, the others right; what is None stays empty."""
-    texts = [list(headings), *([_text(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(headings))]
+    """A table for people: the first column stands left, the others right; what is None stays empty, and a column of
+    nothing else is left out.
+    """
+    told = [i for i in range(len(headings)) if i == 0 or any(row[i] is not None for row in rows)]
+    texts = [[headings[i] for i in told], *([_text(row[i]) for i in told] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join(
         "  ".join(
             [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

@@ -162,7 +162,7 @@ def _first_step(options: argparse.Namespace, environment: Mapping[str, str]) -> 
 
 
 def first_steps_table(result: Mapping[str, Any]) -> str:
-    heading = f"{result['preset']}; {result['device']}; torch {result['torch']}; {' '.join(result['settings'])}"
+    heading = "; ".join([result["preset"], result["device"], f"torch {result['torch']}", *result["settings"]])
     rows = [["nothing compiled before", result["cold_seconds"]], ["once more", result["warm_seconds"]]]
     return "\n\n".join([heading, columns(["from the command to the first step", "seconds"], rows), *result["said"]])
 
