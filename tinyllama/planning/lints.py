@@ -3,18 +3,18 @@
 docs/lints.md tells what each is there for. Pure: what is wrong is returned, and whoever trains or plans acts on it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, gcd, isclose
-from typing import Any, Literal
+from typing import Literal
 
-from tinyllama.config.checks import length_setting, processes_per_node
-from tinyllama.config.schema import CorpusConfig, MixChoice, RunConfig
+from tinyllama.config.checks import length_setting
+from tinyllama.config.schema import CorpusConfig, MixChoice
 from tinyllama.errors import ConfigError, unknown
+from tinyllama.planning.fitting import certain_gib, what_fits
 from tinyllama.planning.globs import can_meet
 from tinyllama.planning.identity import differences
-from tinyllama.planning.memory import estimate_memory
 from tinyllama.planning.plan import RunPlan
 from tinyllama.planning.schedule import Schedule
 from tinyllama.planning.tree import Node
@@ -334,55 +334,16 @@ def _rounded_tokens(family: Family) -> Iterator[str]:
             )
 
 
-_Change = Mapping[str, Any]
-"""Settings of the cluster, and other values for them."""
-
-
 def _memory(family: Family) -> Iterator[str]:
     batch = gcd(*(node.plan.batch_samples for node in family.nodes))
     for config in (node.config for node in family.nodes):
         cluster, room = config.cluster, config.cluster.gpu_memory_gib
-        if room is not None and (need := _certain_gib(config)) > room:
+        if room is not None and (need := certain_gib(config)) > room:
             which = "auto, whatever it is," if cluster.micro_batch_is_auto else cluster.micro_batch
             yield (
                 f"cluster.micro_batch={which} needs {need:.3g} GiB per GPU, above "
-                f"cluster.gpu_memory_gib={room:g} of {cluster.gpu or cluster.name}; {_what_fits(config, room, batch)}"
+                f"cluster.gpu_memory_gib={room:g} of {cluster.gpu or cluster.name}; {what_fits(config, room, batch)}"
             )
-
-
-def _certain_gib(config: RunConfig) -> float:
-    """What is needed in any case: of a micro-batch that is still to be found only what does not grow with it."""
-    memory = estimate_memory(config)
-    if config.cluster.micro_batch_is_auto:
-        memory = replace(memory, activations=0, logits=0, recomputed=0)
-    return memory.gib
-
-
-def _what_fits(config: RunConfig, room: float, batch: int) -> str:
-    """The changes of one setting each that bring the run into `room` GiB; of two, where one is not enough.
-
-    Micro-batches are such that `batch` samples can be cut into them.
-    """
-    cluster = config.cluster
-    ranks = cluster.nodes * processes_per_node(cluster)
-    sizes = range(0 if cluster.micro_batch_is_auto else cluster.micro_batch - 1, 0, -1)
-    smaller: list[_Change] = [{"micro_batch": size} for size in sizes if batch % (size * ranks) == 0]
-    checkpointing: _Change = {"activation_checkpointing": True}
-    sharding: list[_Change] = [{"zero_stage": stage} for stage in range(cluster.zero_stage + 1, 4)]
-    with_checkpointing = [{**checkpointing, **each} for each in (*smaller, *sharding)]
-
-    def fits(change: _Change) -> bool:
-        return _certain_gib(replace(config, cluster=replace(cluster, **change))) <= room
-
-    for ways in ([smaller, [checkpointing], sharding], [with_checkpointing]):
-        found = [fitting for each in ways if (fitting := next(filter(fits, each), None))]
-        if found:
-            return f"set {' or '.join(_settings(change) for change in found)}"
-    return "choose a smaller model or a cluster whose GPUs have more memory"
-
-
-def _settings(change: _Change) -> str:
-    return " ".join(f"cluster.{name}={str(value).lower()}" for name, value in change.items())
 
 
 LINTS: dict[str, tuple[Level, Check]] = {
