@@ -54,3 +54,20 @@ def test_a_cluster_of_which_nothing_is_known_gives_null_and_not_zero(document):
     made = document("stage=basic")
     assert {made["time"][name] for name in ("gpu_hours", "hours", "cost", "tokens_per_second_per_gpu")} == {None}
     assert made["memory"]["gib_available"] is None
+
+
+def test_what_ranks_send_is_told_in_bytes_and_as_a_share_of_the_step_that_the_throughput_makes(document):
+    made = document("stage=basic", "cluster=a100_40g_x4", rate=Throughput(20_000, "runs"))
+    sent = made["communication"]
+    assert sent["layout"] == "ZeRO 1"
+    assert sent["gb_per_step"] == pytest.approx((2 * 4 + 2) * 1.100048384 * 63 / 64)
+    step = made["batch_tokens"] / (64 * 20_000)
+    assert sent["share"] == pytest.approx(sent["seconds_per_step"] / step)
+    assert 0 < sent["share"] < 1
+
+
+def test_one_rank_sends_nothing_and_without_bandwidths_no_time_is_told(document):
+    assert document("stage=basic", "cluster.processes=1")["communication"]["gb_per_step"] == 0
+    sent = document("stage=basic", "cluster=a100_40g_x4", "cluster.network_gb_per_second=null")["communication"]
+    assert sent["gb_per_step"] > 10
+    assert (sent["seconds_per_step"], sent["share"]) == (None, None)

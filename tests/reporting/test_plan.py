@@ -139,3 +139,17 @@ def test_a_sentence_tells_how_many_jobs_a_stage_takes_that_is_longer_than_the_li
     assert "Jobs in a row under SLURM's limit of 2 hours, each requeued: about 6 for basic, 2 for continual." in out
     print_plan(plan_of(nodes, rate=10.0))
     assert "SLURM" not in capsys.readouterr().out
+
+
+def test_stages_that_send_the_same_are_told_together_and_one_rank_tells_nothing(nodes, capsys):
+    def told(**cluster) -> list[str]:
+        placed = [replace(node, config=replace(node.config, cluster=replace(node.config.cluster, **cluster)))
+                  for node in nodes]  # fmt: skip
+        print_plan(plan_of(placed, rate=1000.0))
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Each rank sends")]
+
+    assert told(processes=1) == []
+    (line,) = told(processes=2)
+    assert line.startswith("Each rank sends in a step of basic, continual: 0.0") and line.endswith(" GB by ZeRO 1.")
+    (line,) = told(processes=2, node_gb_per_second=1.0)
+    assert "% of its time by ZeRO 1." in line
