@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from tinyllama.training.breakdown import PARTS, break_down, table
-from tinyllama.training.profile import MICRO_BATCHES, SKIPPED, STEPS, Window
+from tinyllama.training.profile import MICRO_BATCHES, SKIPPED, STEPS, Window, usual_seconds
 
 
 def span(name: str, category: str, begin: float, length: float, thread: int = 1, **args: int) -> dict:
@@ -52,6 +52,16 @@ def test_work_of_a_gpu_belongs_to_the_part_that_launched_it():
 
 def test_a_gpu_is_busy_once_where_two_of_its_streams_are():
     assert break_down(a_step_on_a_gpu()).device_seconds == pytest.approx((1900 - 1100 + 10) * 1e-6)
+
+
+def test_a_short_kernel_beside_a_long_one_adds_no_time():
+    short = span("short", "kernel", 1450, 50, thread=8, correlation=3)
+    assert break_down([*a_step_on_a_gpu(), short]).device_seconds == pytest.approx((1900 - 1100 + 10) * 1e-6)
+
+
+def test_steps_go_as_fast_as_those_in_the_middle_of_what_went_by():
+    assert usual_seconds([9.0, 8.0, 7.0, 3.0, 1.0, 2.0, 3.0, 9.0]) == 2.0  # first ones, and one that warms the recorder
+    assert usual_seconds([9.0]) is None
 
 
 def test_kernels_are_told_by_their_time_on_the_gpu():

@@ -112,7 +112,7 @@ class Profile(Hook):
         trace.parent.mkdir(exist_ok=True)
         breakdown = write_trace(profiler, aside)
         aside.replace(trace)
-        usual = self._usual_seconds()
+        usual = usual_seconds(self._before[: self._window.skipped])
         document = {
             "first_step": first,
             "last_step": self._step,
@@ -124,12 +124,6 @@ class Profile(Hook):
         write_durably(self._folder.profile_document, json.dumps(document, indent=2) + "\n")
         write_durably(self._folder.profile_table, text)
         log.info("%s: %s\n%s", self._label, text, trace)
-
-    def _usual_seconds(self) -> float | None:
-        """Of the steps before, but for the first half of them and the last, on which the recorder warmed up."""
-        before = self._before[: self._window.skipped]
-        steady = before[len(before) // 2 : -1]
-        return median(steady) if steady else None
 
     def _heading(self, first: int, breakdown: Breakdown, usual: float | None) -> str:
         window = self._window
@@ -143,6 +137,12 @@ class Profile(Hook):
         if torch.cuda.is_available() and breakdown.device_seconds is None:
             text += "; what the GPU did could not be recorded"
         return text
+
+
+def usual_seconds(before: Sequence[float]) -> float | None:
+    """Of the steps before, but for the first half of them and the last, on which the recorder warmed up."""
+    steady = before[len(before) // 2 : -1]
+    return median(steady) if steady else None
 
 
 def recorder(window: Window, keep: Callable[[Any], None]) -> torch.profiler.profile:
