@@ -282,6 +282,15 @@ def test_auto_on_a_cpu_is_sdpa_and_measures_nothing(config: ModelConfig, monkeyp
     assert attention("auto", CPU) is ATTENTIONS["sdpa"].run
 
 
+def test_the_same_sizes_are_measured_once(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Shape] = []
+    monkeypatch.setattr(attention_choice, "_chosen", {})
+    monkeypatch.setattr(attention_choice, "_agreed", lambda shape, *_: measured.append(shape) or "cudnn")
+    for micro_batch in (4, 4, 8):
+        assert choose("auto", config, micro_batch, bf16=True, device=torch.device("cuda")) == "cudnn"
+    assert [shape.batch for shape in measured] == [4, 8]
+
+
 def test_a_named_kernel_is_taken_or_refused_before_the_model_is_built(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.errors import ConfigError
+from tinyllama.model import float8
 from tinyllama.model.float8 import use_float8
 from tinyllama.model.llama import Llama, build_model
 
@@ -106,3 +108,16 @@ def test_on_a_gpu_the_loss_falls_as_in_bf16(llama: Llama) -> None:
         pytest.skip(f"{torch.cuda.get_device_name()} multiplies no float8")
     llama = llama.to("cuda")
     assert_it_learns_as_well(curve(converted(llama, emulate=False)), curve(llama))
+
+
+@pytest.mark.parametrize(
+    "layer, fits",
+    [
+        (nn.Linear(32, 48), True),
+        (nn.Linear(40, 48), False),
+        (nn.Linear(48, 40), False),
+        (nn.Embedding(32, 48), False),
+    ],
+)
+def test_matrices_whose_sizes_sixteen_divides_are_converted_and_nothing_else(layer: nn.Module, fits: bool) -> None:
+    assert float8._fits(layer, "its name") is fits

@@ -26,10 +26,10 @@ def pieces_of_seven_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE_ELEMENTS", {"cpu": 7 * VOCAB, "cuda": 7 * VOCAB})
 
 
-def inputs(dtype: torch.dtype, device: torch.device = CPU) -> list[torch.Tensor]:
+def inputs(dtype: torch.dtype, device: torch.device = CPU, length: int = LENGTH) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    hidden, weight = torch.randn(BATCH, LENGTH, HIDDEN), torch.randn(VOCAB, HIDDEN)
-    return [hidden.to(device, dtype), weight.to(device, dtype), torch.randint(VOCAB, (BATCH, LENGTH), device=device)]
+    hidden, weight = torch.randn(BATCH, length, HIDDEN), torch.randn(VOCAB, HIDDEN)
+    return [hidden.to(device, dtype), weight.to(device, dtype), torch.randint(VOCAB, (BATCH, length), device=device)]
 
 
 def written_out(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -65,6 +65,17 @@ def test_losses_and_gradients_are_those_of_fp32_however_sequences_count(
     name: str, dtype: torch.dtype, bound: float
 ) -> None:
     compare(name, dtype, CPU, bound)
+
+
+def test_the_heads_gradient_is_summed_over_many_pieces_as_exactly_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_ELEMENTS", {"cpu": VOCAB})  # a token each
+    hidden, weight, targets = inputs(torch.bfloat16, length=512)
+
+    def of_head(name: str) -> torch.Tensor:
+        return with_gradients(lambda h, w: sequence_losses(loss(name, CPU), h, w, targets), hidden, weight)[2]
+
+    exact = with_gradients(lambda h, w: written_out(h, w, targets), hidden.float(), weight.float())[2]
+    assert error(of_head("chunked"), exact) < 1.2 * error(of_head("whole"), exact)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=needs_gpu) for name in LOSSES])
