@@ -1,10 +1,12 @@
-"""Attention kernels and losses, each by itself at a model's own sizes, forward and backward.
+"""Attention kernels, losses and what is between a block's matrices, each by itself at a model's own sizes, forward and
+backward.
 
-    python benchmarks/model_parts.py --preset 1b --micro-batch 8 [--part attention] [--json]
+    python benchmarks/model_parts.py --preset 1b --micro-batch 8 [--part loss] [--json]
 
 Kernels are timed as `cluster.attention=auto` times them, medians of some passes. Losses go from the last hidden states
-to the mean of a micro-batch, with the gradients of the hidden states and of the head's weight; they take turns. What
-cannot run here is a row with the reason.
+to the mean of a micro-batch, with the gradients of the hidden states and of the head's weight; they take turns. So do
+norm, rotary positions and SwiGLU as training computes them and by PyTorch's derivative of their formulas. What cannot
+run here is a row with the reason.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -23,11 +26,13 @@ from torch import Tensor
 from benchmarks.measuring import add_model_options, columns, machine, model_config, peak_gib, ratio, show, take_turns
 from tinyllama.config.schema import ModelConfig
 from tinyllama.engine.startup import device
+from tinyllama.model import elementwise
 from tinyllama.model.attention import ATTENTIONS, available
 from tinyllama.model.attention_choice import REFERENCE, Shape, Trial, compare
+from tinyllama.model.layers import rotary_tables
 from tinyllama.model.loss import LOSSES, Loss
 
-PARTS = ("attention", "loss")
+PARTS = ("attention", "loss", "elementwise")
 
 
 def parse() -> argparse.Namespace:
@@ -46,6 +51,7 @@ def main() -> None:
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "attention": partial(attention, config, options.micro_batch),
         "loss": partial(loss, config, options.micro_batch, options.turns),
+        "elementwise": partial(between_matrices, config, options.micro_batch, options.turns),
     }
     result = {**machine(), "preset": options.preset, "micro_batch": options.micro_batch}
     result |= {part: measure() for part, measure in measures.items() if options.part in (None, part)}
@@ -108,6 +114,54 @@ def pass_through(run: Loss, hidden: Tensor, head: Tensor, targets: Tensor) -> tu
     return torch.autograd.grad(run(hidden, head, targets).mean(), (hidden, head))
 
 
+def between_matrices(config: ModelConfig, micro_batch: int, turns: int) -> dict[str, Any]:
+    """By function: milliseconds of one call forward and backward, and those over the formula's."""
+    torch.manual_seed(0)
+    dtype, here = precision(), device()
+    heads = config.num_heads + 2 * config.num_kv_heads
+    cosines, sines = (table.to(here, dtype) for table in rotary_tables(config))
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=here, dtype=dtype, requires_grad=True)
+
+    tokens = micro_batch, config.seq_len
+    calls: dict[str, tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]] = {
+        "rms_norm": (
+            lambda x, weight: (elementwise.rms_norm(x, weight, config.norm_eps),),
+            [random(*tokens, config.hidden_size), random(config.hidden_size)],
+        ),
+        "rotary": (
+            lambda qkv: elementwise.rotary(qkv, cosines, sines, config.num_kv_heads),
+            [random(*tokens, heads, config.head_size)],
+        ),
+        "swiglu": (
+            lambda gate_up: (elementwise.swiglu(gate_up),),
+            [random(*tokens, 2 * config.intermediate_size)],
+        ),
+    }
+    found = {}
+    for name, (call, inputs) in calls.items():
+        work = partial(there_and_back, call, inputs, [torch.randn_like(result) for result in call(*inputs)])
+        seconds = take_turns({"ours": work, "formula": partial(by_formula, work)}, turns)
+        found[name] = {
+            "ms": statistics.median(seconds["ours"]) * 1e3,
+            "over_formula": ratio(seconds, "ours", "formula"),
+            "why_not": None,
+        }
+    return found
+
+
+def there_and_back(
+    call: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], gradients: list[Tensor]
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(call(*inputs), inputs, gradients)
+
+
+def by_formula(work: Callable[[], object]) -> object:
+    with mock.patch.object(elementwise, "_by_hand", return_value=False):
+        return work()
+
+
 def table(result: Mapping[str, Any]) -> str:
     lines = [f"{result['preset']}, micro-batch {result['micro_batch']}; {result['device']}; torch {result['torch']}"]
     if "attention" in result:
@@ -116,6 +170,9 @@ def table(result: Mapping[str, Any]) -> str:
     if "loss" in result:
         rows = [[name, each["ms"], each["over_whole"], each["peak_gib"]] for name, each in result["loss"].items()]
         lines += ["", columns(["loss", "ms", "whole is 1", "peak GiB"], rows)]
+    if "elementwise" in result:
+        rows = [[name, each["ms"], each["over_formula"]] for name, each in result["elementwise"].items()]
+        lines += ["", columns(["between matrices", "ms", "formula is 1"], rows)]
     for part in PARTS:
         lines += [f"{name}: {each['why_not']}" for name, each in result.get(part, {}).items() if each["why_not"]]
     return "\n".join(lines)

@@ -5,10 +5,10 @@ Projections that read the same input are one matrix: fewer, larger multiplicatio
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tinyllama.config.schema import ModelConfig
 from tinyllama.model.attention import Attention
+from tinyllama.model.elementwise import rms_norm, rotary, swiglu
 from tinyllama.model.loss import Loss, sequence_losses
 from tinyllama.model.recomputation import Run
 
@@ -20,12 +20,6 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angles.cos()[:, None], angles.sin()[:, None]
 
 
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each head's first half against its second by the position's angles: [batch, length, heads, head_size]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
-
-
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -33,7 +27,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -46,12 +40,8 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        positioned, values = (
-            self.qkv(x)
-            .view(batch, length, -1, self.head_size)
-            .split((self.heads + self.kv_heads, self.kv_heads), dim=2)
-        )
-        queries, keys = rotate(positioned, cosines, sines).split((self.heads, self.kv_heads), dim=2)
+        qkv = self.qkv(x).view(batch, length, -1, self.head_size)
+        queries, keys, values = rotary(qkv, cosines, sines, self.kv_heads)
         mixed = self.attention(queries, keys, values)
         return self.out(mixed.reshape(batch, length, -1))
 
@@ -65,8 +55,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
 
 class Block(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from tinyllama.errors import ConfigError, unknown
@@ -97,21 +98,23 @@ def loss(name: str, device: torch.device) -> Loss:
 
 
 class _Whole(torch.autograd.Function):
-    """Keeps the logits, which become their own gradient in the backward pass."""
+    """Keeps the logits' gradient in their place, but for how much each token counts."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         logits = hidden @ weight.t()
-        ctx.save_for_backward(hidden, weight, targets, logits)
         pieces = zip(*_pieces(len(weight), logits, targets), strict=True)
-        return torch.cat([_losses(*piece) for piece in pieces])
+        trains = any(ctx.needs_input_grad)
+        losses = torch.cat([_losses(piece, chosen, overwrite=trains) for piece, chosen in pieces])
+        ctx.save_for_backward(hidden, weight, logits)
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, targets, logits = ctx.saved_tensors
-        for piece, *others in zip(*_pieces(len(weight), logits, targets, gradients[0]), strict=True):
-            piece.copy_(_gradient(piece, *others))
-        return logits @ weight, logits.t() @ hidden, None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, of_logits = ctx.saved_tensors
+        of_logits.mul_(gradient[:, None])
+        return of_logits @ weight, of_logits.t() @ hidden, None
 
 
 class _Chunked(torch.autograd.Function):
@@ -127,12 +130,15 @@ class _Chunked(torch.autograd.Function):
         return torch.cat([_losses(piece @ weight.t(), chosen) for piece, chosen in pieces])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, targets = ctx.saved_tensors
         of_hidden = []
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for piece, *others in zip(*_pieces(len(weight), hidden, targets, gradients[0]), strict=True):
-            of_logits = _gradient(piece @ weight.t(), *others).to(hidden.dtype)
+        for piece, chosen, counts in zip(*_pieces(len(weight), hidden, targets, gradient), strict=True):
+            of_logits = piece @ weight.t()
+            _losses(of_logits, chosen, overwrite=True)
+            of_logits.mul_(counts[:, None])
             of_hidden.append(of_logits @ weight)
             of_weight += of_logits.t() @ piece
         return torch.cat(of_hidden), of_weight.to(weight.dtype), None
@@ -144,18 +150,17 @@ def _pieces(vocab: int, *of_tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return (tensor.split(tokens) for tensor in of_tokens)
 
 
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+def _losses(logits: Tensor, targets: Tensor, overwrite: bool = False) -> Tensor:
     """[tokens, vocab], int64 [tokens] -> fp32 [tokens].
 
-    By softmax, whose kernel goes over the logits once where logsumexp's goes four times. The largest probability is
-    1 / vocab or more, so that its logarithm is exact.
+    Args:
+        overwrite: write the losses' gradient over the logits, as exact as their type allows: at a target it is
+            p - 1, which rounding p first would spoil where p is near 1.
     """
-    logits = logits.float()
-    highest, chosen = logits.amax(dim=1), logits.gather(1, targets[:, None])[:, 0]
-    return highest - chosen - logits.softmax(dim=1).amax(dim=1).log()
-
-
-def _gradient(logits: Tensor, targets: Tensor, gradients: Tensor) -> Tensor:
-    """Of the logits, in fp32, from those of the tokens' losses."""
-    result = logits.softmax(dim=1, dtype=torch.float32).mul_(gradients[:, None])
-    return result.scatter_add_(1, targets[:, None], -gradients[:, None])
+    targets = targets[:, None]
+    log_probabilities = logits.float().log_softmax(dim=1)
+    chosen = log_probabilities.gather(1, targets)
+    if overwrite:
+        torch.exp(log_probabilities, out=logits)
+        logits.scatter_(1, targets, chosen.expm1().to(logits.dtype))
+    return -chosen[:, 0]
