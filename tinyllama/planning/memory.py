@@ -68,7 +68,7 @@ def estimate_memory(config: RunConfig) -> Memory:
     model, cluster = config.model, config.cluster
     on_gpu, item = _on_gpu(cluster), bytes_per_weight(cluster)
     tokens = cluster.micro_batch * model.seq_len
-    block, norm = _block_bytes(model, item, on_gpu), _norm_bytes(model, item, on_gpu)
+    block, norm = _block_bytes(model, item, on_gpu), _norm_bytes(model, item)
     kept = _kept_bytes(model, cluster, item, block)
     return Memory(
         **_state_bytes(model, cluster, item),
@@ -166,11 +166,12 @@ def _block_bytes(model: ModelConfig, item: int, on_gpu: bool) -> int:
     """What a block keeps of each token: inputs of its norms and matrices, queries, keys, values, SwiGLU's factors."""
     heads, kv_heads, size = model.num_heads, model.num_kv_heads, model.head_size
     attention = (heads + 2 * kv_heads) * size + (heads + kv_heads) * size + heads * size  # qkv, rotated, mixed
-    feed_forward = 4 * model.intermediate_size  # gate and up, silu(gate), their product
+    # Gate and up, and their product; on GPUs the formula is written out, which keeps silu(gate) as well.
+    feed_forward = (4 if on_gpu else 3) * model.intermediate_size
     log_sums = 4 * heads
-    return 2 * _norm_bytes(model, item, on_gpu) + item * (attention + feed_forward) + log_sums
+    return 2 * _norm_bytes(model, item) + item * (attention + feed_forward) + log_sums
 
 
-def _norm_bytes(model: ModelConfig, item: int, on_gpu: bool) -> int:
-    """Input, output and the root of each row; without a fused kernel the input and its normalised form in fp32."""
-    return 4 + model.hidden_size * (2 * item if on_gpu else 4 + 4 + item)
+def _norm_bytes(model: ModelConfig, item: int) -> int:
+    """Input, output and the root of each row."""
+    return 4 + model.hidden_size * 2 * item
