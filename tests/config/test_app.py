@@ -29,6 +29,7 @@ def loaded_by(command: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.Co
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, arguments",
     [

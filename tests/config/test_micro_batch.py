@@ -171,6 +171,7 @@ def test_divisors_grow_and_are_whole(number, expected):
     assert divisors(number) == expected
 
 
+@pytest.mark.slow
 def test_plan_tells_what_auto_is_and_why(run, config, tmp_path):
     settings = ["stage=basic", "model.seq_len=64", "packing.seq_len=64", "stage.batch_tokens=4096",
                 f"paths.data={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]  # fmt: skip

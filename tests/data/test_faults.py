@@ -77,6 +77,7 @@ def check(batches, found):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage, word", [(flip, "is damaged"), (truncate, "holds"), (remove, "is missing")])
 def test_a_damaged_shard_is_named_before_any_of_its_samples_is_read(order, folders, damage, word, workers):

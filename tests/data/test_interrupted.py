@@ -39,6 +39,7 @@ def whole(three_parts, tmp_path, prepare, below):
     return prepared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_a_preparation_that_is_killed_at_any_step_goes_on_to_the_same_bytes(whole, tmp_path, prepare, below, known):
     def ready(name):

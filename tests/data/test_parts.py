@@ -40,6 +40,7 @@ def test_kitoken_and_sentencepiece_come_to_the_same_files(by_sentencepiece, make
     assert not capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_processes_encode_by_kitoken_too(by_sentencepiece, make, capfd):
     assert make("kitoken", replace(KITOKEN, processes=2)) == by_sentencepiece
     assert not capfd.readouterr().err

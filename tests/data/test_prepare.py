@@ -90,6 +90,7 @@ def test_no_token_of_any_part_is_predicted_twice(three_parts, prepare):
     assert 2 <= contexts <= 2 * (3 + 1)  # the first token of each split of each part, and of what they leave over
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_processes(three_parts, tmp_path, prepare, folder):
     for number in (1, 2):
         prepare(data=tmp_path / str(number), processes=number)
@@ -156,6 +157,7 @@ def test_a_corpus_can_do_without_validation(tmp_path, prepare, sentences):
     assert manifest.train.documents == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_all_bad_files_are_told_at_once_and_the_other_parts_are_made(three_parts, tmp_path, prepare, folder, processes):
     for name in ("0.jsonl", "2.jsonl"):
@@ -188,6 +190,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_disk_that_fills_up_is_named_and_once_there_is_room_the_preparation_goes_on(
     three_parts, tmp_path, prepare, small_disk, processes

@@ -179,6 +179,7 @@ def test_worker_processes_fetch_over_connections_of_their_own(order, cache, remo
         assert read(order, cache, "s3://bucket", workers=2) == planned(order)
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_is_named_once_patience_ends(order, cache, remote, bucket):
     with (
         bucket(remote, {name: ["503"] * 1000 for name in files(remote / "slim")}),
@@ -252,6 +253,7 @@ def test_a_shard_that_its_remote_holds_damaged_is_fetched_three_times_and_then_n
     assert caplog.text.count("it is fetched again") == 3
 
 
+@pytest.mark.slow
 def test_two_ranks_both_tell_of_a_shard_that_cannot_be_had_and_neither_waits_for_the_other(
     order, cache, remote, on_ranks
 ):
@@ -270,6 +272,7 @@ def damage(path, place):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @raw_or_compressed
 def test_a_cached_shard_that_was_damaged_is_fetched_again_by_two_ranks_at_once(order, cache, remote, on_ranks):
     read(order, cache, remote)

@@ -64,6 +64,7 @@ def test_the_swapped_hooks_are_in_use_and_put_back(packed):
     store.close()
 
 
+@pytest.mark.slow
 def test_streaming_is_imported_without_torchvision_and_transformers():
     code = """
         import sys

@@ -80,6 +80,7 @@ def listing(remote: str) -> dict[str, bytes]:
     return {name: files.read(f"shards/{name}") for name in files.listing("shards")._files}
 
 
+@pytest.mark.slow
 def test_an_uploaded_corpus_is_found_fetched_verified_and_read_as_where_it_was_prepared(version, remote, here):
     upload_corpus(version, remote, "zstd:3")
     config = here()
@@ -103,6 +104,7 @@ def test_an_uploaded_corpus_is_found_fetched_verified_and_read_as_where_it_was_p
     assert sum(found, []) == order.samples(np.arange(200)).sample_id.tolist()
 
 
+@pytest.mark.slow
 def test_the_index_on_the_remote_describes_packed_shards_and_the_manifest_is_that_of_the_version(version, remote):
     upload_corpus(version, remote, "zstd:3")
     there = listing(remote)
@@ -120,6 +122,7 @@ def test_the_index_on_the_remote_describes_packed_shards_and_the_manifest_is_tha
     assert (entry["compression"], entry["zip_data"]["bytes"]) == ("zstd:3", len(packed))
 
 
+@pytest.mark.slow
 def test_without_compression_the_shards_go_as_they_are(version, remote):
     upload_corpus(version, remote, None)
     there = listing(remote)
@@ -143,6 +146,7 @@ class Counted(RemoteFiles):
         self.sent.append(name)
 
 
+@pytest.mark.slow
 def test_an_upload_goes_on_where_it_was_cut_off_and_sends_again_what_is_not_as_it_should_be(
     version, remote, here, monkeypatch
 ):
@@ -180,6 +184,7 @@ def test_an_upload_that_is_killed_leaves_no_version_and_is_whole_after_the_next(
     assert left == listing(str(tmp_path / "unbroken"))
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_not_uploaded(version, remote):
     path = next((version / "train").glob("*.mds"))
     path.write_bytes(path.read_bytes()[:-1])
@@ -188,6 +193,7 @@ def test_a_damaged_shard_is_not_uploaded(version, remote):
     assert "small-8/tales/manifest.json" not in listing(remote)
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_latest_version_or_the_one_that_it_names(version, remote, here, tmp_path):
     upload_corpus(version, remote, None)
     newer = tales(tmp_path / "data", 240)
@@ -221,6 +227,7 @@ def test_a_corpus_that_the_remote_lacks_counts_as_not_prepared(version, remote, 
     assert not take_inventory([other]).corpora["other"].prepared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "address, message",
     [

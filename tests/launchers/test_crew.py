@@ -73,6 +73,7 @@ def outcomes_of(nodes, work, jobs, gpus=()):
     return {label(node): outcomes[node.plan.digest] for node in nodes}, crew
 
 
+@pytest.mark.slow
 def test_siblings_run_at_once_each_on_gpus_of_its_own_once_their_parent_is_done(family, notes):
     nodes = family(chinese=2)
     gpus = ("5", "GPU-1f", "MIG-2e/1/0", "7")
@@ -96,6 +97,7 @@ def test_siblings_run_at_once_each_on_gpus_of_its_own_once_their_parent_is_done(
     assert [len(held[f"continual {variant}"]) for variant in VARIANTS] == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_node_that_needs_every_gpu_waits_until_they_are_free_and_nobody_overtakes_it(tree, notes):
     nodes = tree(
         *((f"+variant={name}", "stage=continual", f"cluster.processes={ranks}", "cluster.micro_batch=1")
@@ -116,6 +118,7 @@ def test_a_node_that_needs_every_gpu_waits_until_they_are_free_and_nobody_overta
     ]
 
 
+@pytest.mark.slow
 def test_no_more_than_so_many_jobs_run_at_once_and_they_share_the_cores(family, notes):
     threads = {}
 

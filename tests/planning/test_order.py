@@ -42,6 +42,7 @@ def test_an_epoch_holds_no_sample_twice_and_leaves_out_fewer_than_there_are_lane
     assert 0 <= ids.min() <= ids.max() < corpus.samples
 
 
+@pytest.mark.slow
 @given(corpora, st.data())
 def test_any_draw_alone_gives_what_it_gives_in_sequence(corpus, data):
     epochs = corpus.sample_ids(np.arange(5 * corpus.epoch_samples))

@@ -30,6 +30,7 @@ def script(tmp_path):
     return written
 
 
+@pytest.mark.slow
 def test_a_job_is_found_in_the_queue_under_its_id_with_its_name_and_why_it_waits(here, script):
     job = client.submit(script("hold"))
     assert client.queue([job]) == {job: client.QueuedJob(job, "a|name", "PENDING", "JobHeldUser")}

@@ -52,6 +52,7 @@ def tell(code):
     return done.out.split()
 
 
+@pytest.mark.slow
 def test_edits_of_code_and_conf_do_not_reach_what_was_frozen(checkout, tmp_path):
     code = freeze(checkout, tmp_path)
     commit = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -65,6 +66,7 @@ def test_edits_of_code_and_conf_do_not_reach_what_was_frozen(checkout, tmp_path)
     assert freeze(checkout, tmp_path) != code
 
 
+@pytest.mark.slow
 def test_an_installation_is_frozen_as_a_checkout_is(checkout, tmp_path):
     site = tmp_path / "site-packages"
     shutil.copytree(checkout / "tinyllama", site / "tinyllama")

@@ -10,6 +10,7 @@ from tinyllama.errors import ConfigError, DamageError
 from tinyllama.reporting.pages.runs import read_runs
 
 
+@pytest.mark.slow
 def test_the_tree_stands_in_order_with_what_became_of_each_run(family):
     found = read_runs(family.runs, "demo")
     assert [(run.stage, run.variants) for run in found.runs] == [
