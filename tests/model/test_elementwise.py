@@ -85,6 +85,16 @@ def test_inputs_and_incoming_gradients_are_left_as_they_are() -> None:
         assert all(torch.equal(*pair) for pair in zip(gradients, gradients_before, strict=True))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives_are_refused(name: str) -> None:
+    function, shapes = CASES[name]
+    given = [tensor.requires_grad_() for tensor in inputs(shapes, torch.float32)]
+    total = sum((result.square().sum() for result in function(*given)), torch.zeros(()))
+    (gradient,) = torch.autograd.grad(total, given[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_a_compiler_sees_the_plain_formulas() -> None:
     graphs: list[torch.fx.GraphModule] = []
 

@@ -100,6 +100,30 @@ def test_a_token_that_was_held_impossible_has_a_finite_loss(name: str) -> None:
 
 
 @everywhere
+def test_the_gradient_of_a_target_that_is_nearly_certain_is_not_rounded_away_in_bf16(name: str) -> None:
+    """At it the gradient of the logits is p - 1, and p in bf16 is 1 from 0.998 on."""
+    weight = torch.eye(VOCAB, HIDDEN)
+    targets = torch.arange(LENGTH)[None]
+    hidden = 12 * torch.eye(LENGTH, HIDDEN)[None]  # a probability of 0.9994
+    given = [tensor.bfloat16() for tensor in (hidden, weight)]
+    ours = with_gradients(lambda h, w: sequence_losses(loss(name, CPU), h, w, targets) * torch.ones(3, 1), *given)
+    expected = with_gradients(lambda h, w: written_out(h, w, targets) * torch.ones(3, 1), hidden, weight)
+    assert 1e-4 < expected[0].max() < 2e-3
+    for one, other in zip(ours[1:], expected[1:], strict=True):
+        assert error(one, other) < 1e-2
+
+
+@everywhere
+def test_second_derivatives_are_refused(name: str) -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    hidden.requires_grad_()
+    losses = sequence_losses(loss(name, CPU), hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(losses.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@everywhere
 def test_autocast_reaches_into_the_backward_pass(name: str) -> None:
     hidden, weight, targets = inputs(torch.float32)
 
