@@ -206,16 +206,18 @@ def test_a_run_that_never_comes_to_a_checkpoint_is_given_up_and_its_child_is_can
     assert "no new checkpoint in 2 lives in a row (cluster.slurm.max_failures=2): given up" in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
 def test_a_rank_that_is_asked_before_it_trains_has_the_job_queued_again_though_srun_ends_the_other(
-    slurm, settings, tmp_path
+    slurm, settings, tmp_path, number
 ):
+    """By TERM it is asked too where a node that SLURM waited for in vain ends the life before late."""
     life = Life(slurm, tmp_path / "runs", *settings, *STAGE, *TWO_NODES)
 
     def hear() -> list[int]:
         return [rank for rank in life.ranks() if is_among("SigCgt:", signal.SIGUSR1, rank)]
 
     life.until(lambda: len(hear()) == 2)
-    os.kill(hear()[0], signal.SIGUSR1)
+    os.kill(hear()[0], number)
     life.until(lambda: life.restarts == 1)
     slurm.cancel(life.job)
     slurm.wait(life.job)

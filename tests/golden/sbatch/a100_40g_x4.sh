@@ -86,6 +86,10 @@ if [ "$asked" = TERM ] || [ "$end" = left ]; then
   if scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING .*PreemptTime=[0-9]'; then
     again 1 "preempted"
   fi
+  # A node that SLURM waited for in vain may end the life before late, and meet the ranks of this one.
+  if [ "$asked" != TERM ] && scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING '; then
+    again 1 "TERM has ended a rank, and nobody the job"
+  fi
   say "asked to end; the same command goes on from the last checkpoint"
   exit 75
 fi
