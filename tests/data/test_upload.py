@@ -1,10 +1,10 @@
 """Corpora that are brought to a remote and found there: what lies where, what is sent, what a cut leaves."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
-import time
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -168,20 +168,32 @@ def test_an_upload_goes_on_where_it_was_cut_off_and_sends_again_what_is_not_as_i
     assert listing(remote) == whole
 
 
-@pytest.mark.parametrize("remote", ["folder"], indirect=True)
-def test_an_upload_that_is_killed_leaves_no_version_and_is_whole_after_the_next(version, remote, tmp_path):
-    upload_corpus(version, str(tmp_path / "unbroken"), "zstd:9")
-    for _ in range(3):
-        victim = get_context("fork").Process(target=upload_corpus, args=(version, remote, "zstd:9"))
-        victim.start()
-        while victim.is_alive() and len(list(Path(remote).rglob("*.zstd"))) < 3:
-            time.sleep(0.0005)
-        os.kill(victim.pid, signal.SIGKILL)
-        victim.join()
-        assert (Path(remote) / PLACE / "tales" / "manifest.json").exists() == (victim.exitcode == 0)
+def upload_and_be_killed(version: Path, remote: str, number: int) -> None:
+    """Upload, in a process of its own, and be killed when the file of this number is written but not yet in place."""
+    numbers, replace_file = itertools.count(1), os.replace
+
+    def put(source: str, target: str) -> None:
+        if next(numbers) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace_file(source, target)
+
+    os.replace = put
     upload_corpus(version, remote, "zstd:9")
-    left = {name: content for name, content in listing(remote).items() if not name.endswith(".writing")}
-    assert left == listing(str(tmp_path / "unbroken"))
+
+
+def test_an_upload_that_is_killed_at_any_file_leaves_no_version_and_is_whole_after_the_next(version, tmp_path):
+    upload_corpus(version, str(tmp_path / "unbroken"), "zstd:9")
+    whole = listing(str(tmp_path / "unbroken"))
+    for number in range(1, len(whole) + 1):
+        remote = str(tmp_path / f"killed-{number}")
+        victim = get_context("fork").Process(target=upload_and_be_killed, args=(version, remote, number))
+        victim.start()
+        victim.join()
+        assert victim.exitcode == -signal.SIGKILL
+        assert not (Path(remote) / PLACE / "tales" / "manifest.json").exists()
+        upload_corpus(version, remote, "zstd:9")
+        left = {name: content for name, content in listing(remote).items() if not name.endswith(".writing")}
+        assert left == whole
 
 
 @pytest.mark.slow
