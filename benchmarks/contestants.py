@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,11 @@ def zero(task: Task) -> Step:
     return lambda batches: engine.step(batches, OPTIMIZER.learning_rate).losses.mean()
 
 
+def compiled(task: Task) -> Step:
+    """Ours, compiled where the others are not."""
+    return zero(replace(task, cluster=replace(task.cluster, compile=True)))
+
+
 def bare(task: Task) -> Step:
     """Our model in the loop that one would write without an engine."""
     return plain_loop(_llama(task), task, lambda model, tokens: model(tokens).mean())
@@ -110,7 +115,10 @@ CONTESTANTS = {
     "bare": Contestant(bare),
     "transformers": Contestant(transformers, lambda: _missing("transformers")),
     "litgpt": Contestant(litgpt, lambda: _missing("litgpt")),
+    "compiled": Contestant(compiled),
 }
+USUAL = ("zero", "bare", "transformers", "litgpt")
+"""Those that take part unless others are named."""
 
 
 def plain_loop(model: nn.Module, task: Task, loss_of: Callable[[nn.Module, Tensor], Tensor]) -> Step:

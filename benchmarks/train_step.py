@@ -5,9 +5,10 @@
 
 All train a Llama of the same sizes from the same weights on the same tokens; their losses at the first step are
 compared. `zero` is ZeroEngine, `bare` the same model in a plain PyTorch loop, `transformers` Hugging Face's
-LlamaForCausalLM with sdpa in that loop, `litgpt` litgpt's GPT where it is installed. They take turns in one process, on
-the CPU or on one GPU, so that the ratios hold on a shared machine: the figures are medians over the turns, the ratios
-over pairs of a turn. One thread is timed by its own clock. Where a step of ours goes is recorded after the turns.
+LlamaForCausalLM with sdpa in that loop, `litgpt` litgpt's GPT where it is installed; `compiled`, which takes part when
+it is named, is `zero` compiled beside others that are not. They take turns in one process, on the CPU or on one GPU, so
+that the ratios hold on a shared machine: the figures are medians over the turns, the ratios over pairs of a turn. One
+thread is timed by its own clock. Where a step of ours goes is recorded after the turns.
 """
 
 import argparse
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks.contestants import CONTESTANTS, Task, random_weights
+from benchmarks.contestants import CONTESTANTS, USUAL, Task, random_weights
 from benchmarks.measuring import (
     Step,
     add_model_options,
@@ -60,7 +61,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser, "nano")
-    parser.add_argument("--contestants", type=lambda text: text.split(","), default=list(CONTESTANTS), metavar="A,B")
+    parser.add_argument("--contestants", type=lambda text: text.split(","), default=list(USUAL), metavar="A,B")
     parser.add_argument("--micro-batch", type=int, default=8, help="sequences per forward pass")
     parser.add_argument("--accumulation", type=int, default=4, help="micro-batches per step")
     parser.add_argument("--zero-stage", type=int, default=1)

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.gpu import Part, dry_parts, gpu_parts, run
 from tests.forked import Forkserver
+from tinyllama.engine.compilation import CACHE
 from tinyllama.training.breakdown import OTHER, PARTS
 
 pytestmark = pytest.mark.slow
@@ -112,11 +113,23 @@ def test_all_contestants_train_the_same_model_on_the_same_tokens(dry):
     assert {"forward", "backward", "optimizer"} <= {part["name"] for part in found["zero_parts"]["parts"]}
 
 
+def test_a_compiled_engine_takes_part_when_it_is_named(benchmark, dry, monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    small = ["--preset", "tiny", "--turns", "1", "--steps", "1"]
+    found = benchmark("train_step", *small, "--contestants", "zero,compiled")
+    zero, compiled = (found["contestants"][name] for name in ("zero", "compiled"))
+    assert compiled["first_loss"] == pytest.approx(zero["first_loss"], abs=1e-5)
+    assert positive(found["ratios"]["compiled/zero"])
+    assert any(tmp_path.rglob("*.so")), "nothing was compiled"
+    assert "compiled" not in dry[0]["eager, micro-batch 2"]["contestants"]
+
+
 def test_parts_of_the_model_that_cannot_run_say_why(dry):
     found = dry[0]["attention kernels and losses"]
     assert found["attention"]["sdpa"]["over_sdpa"] == 1
     assert found["loss"]["whole"]["over_whole"] == 1
-    for each in [*found["attention"].values(), *found["loss"].values()]:
+    assert list(found["elementwise"]) == ["rms_norm", "rotary", "swiglu"]
+    for each in [each for part in ("attention", "loss", "elementwise") for each in found[part].values()]:
         assert (each["ms"] is None) == bool(each["why_not"])
 
 
