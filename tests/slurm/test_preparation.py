@@ -140,10 +140,11 @@ def test_an_array_of_which_one_task_is_killed_and_one_is_out_of_time_comes_to_th
     here = preparation(raw)
     assert here.submit("+cluster.slurm.options.gres=gpu:4").code == 0  # all of a node's, so that each task has its own
     array, join = here.jobs()["prepare-skypile"], here.jobs()["join-skypile"]
-    until(lambda: all("0 of 5" in here.log(f"{array}_{task}") for task in (1, 2)), "two tasks have begun")
-    victims = processes_of(here.data, 1)
-    for process in victims:
-        os.kill(process, signal.SIGKILL)
+    until(lambda: all("0 of 5" in here.log(f"{array}_{task}") for task in (1, 2, 3)), "three tasks have begun")
+    victims = {number: processes_of(here.data, task) for task, number in ((1, signal.SIGKILL), (3, signal.SIGTERM))}
+    for number, processes in victims.items():
+        for process in processes:
+            os.kill(process, number)
     slurm.cancel("--signal=USR1", "--batch", f"{array}_2")  # as SLURM does ahead of the limit
 
     again = here.submit()
@@ -153,10 +154,11 @@ def test_an_array_of_which_one_task_is_killed_and_one_is_out_of_time_comes_to_th
     assert here.jobs() == {"prepare-skypile": array, "join-skypile": join}
 
     assert here.ended(join) == "COMPLETED"
-    assert victims
+    assert all(victims.values())
     assert "ended with exit code 137; queued again" in here.log(f"{array}_1")
+    assert "queued again" in here.log(f"{array}_3")  # nobody has ended the job
     assert "the time limit is near; queued again" in here.log(f"{array}_2")
-    assert all(f"life {life}" in here.log(f"{array}_{task}") for task in (1, 2) for life in (1, 2))
+    assert all(f"life {life}" in here.log(f"{array}_{task}") for task in (1, 2, 3) for life in (1, 2))
     assert len(set(re.findall(r"on (n\d)\n", here.logs(array)))) >= 3
     assert "tokenising: 20 of 20" in here.log(join)
     assert "tokenising: 19 of 20" not in here.log(join)  # all was there to be joined

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinyllama.config.schema import ClusterConfig
 from tinyllama.errors import ConfigError, DamageError, Stopped
-from tinyllama.slurm.sbatch import contained, header, quoted, said, surroundings
+from tinyllama.slurm.sbatch import IS_RUNNING, contained, header, quoted, said, surroundings
 
 MODULE = "hydra_plugins.tinyllama_launchers.preparation"
 
@@ -49,7 +49,7 @@ def preparation_script(cluster: ClusterConfig, spec: PreparationSpec) -> str:
     """The whole text.
 
     A life that ends early costs the parts that it had begun; a new one goes on with those that are missing. Mistakes
-    and damage would only be found again, and whoever asks the ranks by TERM to end does not want another life.
+    and damage would only be found again, and whoever ends the job does not want another life.
     """
     slurm = cluster.slurm
     lines = header(
@@ -89,6 +89,7 @@ again() {{
 }}
 trap 'again 1 "the time limit is near"' USR1
 
+{IS_RUNNING}
 say "on $SLURMD_NODENAME"
 {surroundings(slurm, spec.code)}srun {_command(cluster, spec)} &
 wait $!
@@ -96,7 +97,7 @@ code=$?
 case $code in
   0) say "done"; exit 0 ;;
   {mistake} | {damage}) say "ended with exit code $code; its last lines tell why"; exit $code ;;
-  143) say "asked to end; the same command goes on"; exit {stopped} ;;
+  143) if ! is_running; then say "asked to end; the same command goes on"; exit {stopped}; fi ;;
 esac
 echo "$life $code" >> "$failures"
 if (( $(wc -l < "$failures") >= {slurm.max_failures} )); then

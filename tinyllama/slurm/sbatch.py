@@ -8,6 +8,13 @@ from typing import Any
 
 from tinyllama.config.schema import ContainerConfig, ContainerKind, SlurmConfig
 
+IS_RUNNING = """\
+# Whether SLURM still means this job to run: it does not once somebody ends it.
+is_running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q "^JobId=$SLURM_JOB_ID .*JobState=RUNNING $1"; }
+"""
+"""To tell TERM for a job from TERM for its ranks alone: so srun ends those whose peer has failed, and a node that SLURM
+waited for in vain those of the next life. With an argument: and what else the line says."""
+
 
 def header(slurm: SlurmConfig, job: Mapping[str, Any]) -> str:
     """The lines that ask for machines: `job` says what this kind of job wants, the settings what is wanted of all."""

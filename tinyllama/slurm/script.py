@@ -7,7 +7,7 @@ from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.config.checks import processes_per_node
 from tinyllama.config.schema import ClusterConfig, SlurmConfig
 from tinyllama.errors import ConfigError, DamageError, Stopped
-from tinyllama.slurm.sbatch import contained, header, quoted, said, surroundings
+from tinyllama.slurm.sbatch import IS_RUNNING, contained, header, quoted, said, surroundings
 
 MODULE = "hydra_plugins.tinyllama_launchers.job"
 
@@ -69,6 +69,7 @@ def run_script(cluster: ClusterConfig, job: JobSpec) -> str:
         _LIFE.format(run=quoted(job.run), latest=_within(job, folder.latest), fruitless=_within(job, folder.fruitless)),
         _LISTEN,
         _again(slurm),
+        IS_RUNNING,
         *([_needs(job.needs)] if job.needs else []),
         surroundings(slurm, job.code, _ADDRESS),
         _ranks(cluster, job),
@@ -182,13 +183,8 @@ case $end in
 esac
 if [ "$asked" = TERM ] || [ "$end" = {LEFT} ]; then
   # With TERM SLURM also warns of a preemption, where the partition has a GraceTime; who ends then is not requeued.
-  if scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING .*PreemptTime=[0-9]'; then
-    again 1 "preempted"
-  fi
-  # A node that SLURM waited for in vain may end the life before late, and meet the ranks of this one.
-  if [ "$asked" != TERM ] && scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING '; then
-    again 1 "TERM has ended a rank, and nobody the job"
-  fi
+  if is_running '.*PreemptTime=[0-9]'; then again 1 "preempted"; fi
+  if [ "$asked" != TERM ] && is_running; then again 1 "a rank was ended by TERM, and the job by nobody"; fi
   say "asked to end; the same command goes on from the last checkpoint"
   exit {stopped}
 fi
@@ -196,11 +192,7 @@ if [ "$asked" = USR1 ]; then again 1 "the time limit is near"; fi
 if [ "$end" = {REQUEUE} ]; then again 1 "asked by USR1 to stop"; fi
 case $code in
   138) again 1 "asked by USR1 to stop before it trained" ;; # by a signal that met Python while it started
-  143) # So srun ends ranks whose peer has failed, too; but a job that somebody ends is not RUNNING.
-    if ! scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING '; then
-      say "asked to end before it trained"
-      exit {stopped}
-    fi ;;
+  143) if ! is_running; then say "asked to end before it trained"; exit {stopped}; fi ;;
   0) code=1 ;;
 esac
 again "$code" "ended with exit code $code"
