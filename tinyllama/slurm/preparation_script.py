@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tinyllama.config.schema import ClusterConfig
 from tinyllama.errors import ConfigError, DamageError, Stopped
-from tinyllama.slurm.sbatch import IS_RUNNING, contained, header, quoted, said, surroundings
+from tinyllama.slurm.sbatch import RUNNING, contained, header, quoted, said, surroundings
 
 MODULE = "hydra_plugins.tinyllama_launchers.preparation"
 
@@ -89,7 +89,7 @@ again() {{
 }}
 trap 'again 1 "the time limit is near"' USR1
 
-{IS_RUNNING}
+{RUNNING}
 say "on $SLURMD_NODENAME"
 {surroundings(slurm, spec.code)}srun {_command(cluster, spec)} &
 wait $!
@@ -97,7 +97,7 @@ code=$?
 case $code in
   0) say "done"; exit 0 ;;
   {mistake} | {damage}) say "ended with exit code $code; its last lines tell why"; exit $code ;;
-  143) if ! is_running; then say "asked to end; the same command goes on"; exit {stopped}; fi ;;
+  143) if ! running > /dev/null; then say "asked to end; the same command goes on"; exit {stopped}; fi ;;
 esac
 echo "$life $code" >> "$failures"
 if (( $(wc -l < "$failures") >= {slurm.max_failures} )); then

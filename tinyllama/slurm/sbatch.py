@@ -8,12 +8,12 @@ from typing import Any
 
 from tinyllama.config.schema import ContainerConfig, ContainerKind, SlurmConfig
 
-IS_RUNNING = """\
-# Whether SLURM still means this job to run: it does not once somebody ends it.
-is_running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q "^JobId=$SLURM_JOB_ID .*JobState=RUNNING $1"; }
+RUNNING = """\
+# What SLURM says of this job, while it still means it to run: nothing once somebody ends it.
+running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID .*JobState=RUNNING "; }
 """
 """To tell TERM for a job from TERM for its ranks alone: so srun ends those whose peer has failed, and a node that SLURM
-waited for in vain those of the next life. With an argument: and what else the line says."""
+waited for in vain those of the next life."""
 
 
 def header(slurm: SlurmConfig, job: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.config.checks import processes_per_node
 from tinyllama.config.schema import ClusterConfig, SlurmConfig
 from tinyllama.errors import ConfigError, DamageError, Stopped
-from tinyllama.slurm.sbatch import IS_RUNNING, contained, header, quoted, said, surroundings
+from tinyllama.slurm.sbatch import RUNNING, contained, header, quoted, said, surroundings
 
 MODULE = "hydra_plugins.tinyllama_launchers.job"
 
@@ -69,7 +69,7 @@ def run_script(cluster: ClusterConfig, job: JobSpec) -> str:
         _LIFE.format(run=quoted(job.run), latest=_within(job, folder.latest), fruitless=_within(job, folder.fruitless)),
         _LISTEN,
         _again(slurm),
-        IS_RUNNING,
+        RUNNING,
         *([_needs(job.needs)] if job.needs else []),
         surroundings(slurm, job.code, _ADDRESS),
         _ranks(cluster, job),
@@ -183,8 +183,8 @@ case $end in
 esac
 if [ "$asked" = TERM ] || [ "$end" = {LEFT} ]; then
   # With TERM SLURM also warns of a preemption, where the partition has a GraceTime; who ends then is not requeued.
-  if is_running '.*PreemptTime=[0-9]'; then again 1 "preempted"; fi
-  if [ "$asked" != TERM ] && is_running; then again 1 "a rank was ended by TERM, and the job by nobody"; fi
+  if running | grep -q 'PreemptTime=[0-9]'; then again 1 "preempted"; fi
+  if [ "$asked" != TERM ] && running > /dev/null; then again 1 "a rank was ended by TERM, and the job by nobody"; fi
   say "asked to end; the same command goes on from the last checkpoint"
   exit {stopped}
 fi
@@ -192,7 +192,7 @@ if [ "$asked" = USR1 ]; then again 1 "the time limit is near"; fi
 if [ "$end" = {REQUEUE} ]; then again 1 "asked by USR1 to stop"; fi
 case $code in
   138) again 1 "asked by USR1 to stop before it trained" ;; # by a signal that met Python while it started
-  143) if ! is_running; then say "asked to end before it trained"; exit {stopped}; fi ;;
+  143) if ! running > /dev/null; then say "asked to end before it trained"; exit {stopped}; fi ;;
   0) code=1 ;;
 esac
 again "$code" "ended with exit code $code"

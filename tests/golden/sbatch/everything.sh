@@ -63,8 +63,8 @@ again() {
   exit "$1"
 }
 
-# Whether SLURM still means this job to run: it does not once somebody ends it.
-is_running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q "^JobId=$SLURM_JOB_ID .*JobState=RUNNING $1"; }
+# What SLURM says of this job, while it still means it to run: nothing once somebody ends it.
+running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID .*JobState=RUNNING "; }
 
 # A job that SLURM has forgotten counts as a success for those that wait for it.
 if [ ! -e /shared/runs/tinyllama_v1.1/basic-0123456789ab/DONE ]; then
@@ -109,8 +109,8 @@ case $end in
 esac
 if [ "$asked" = TERM ] || [ "$end" = left ]; then
   # With TERM SLURM also warns of a preemption, where the partition has a GraceTime; who ends then is not requeued.
-  if is_running '.*PreemptTime=[0-9]'; then again 1 "preempted"; fi
-  if [ "$asked" != TERM ] && is_running; then again 1 "a rank was ended by TERM, and the job by nobody"; fi
+  if running | grep -q 'PreemptTime=[0-9]'; then again 1 "preempted"; fi
+  if [ "$asked" != TERM ] && running > /dev/null; then again 1 "a rank was ended by TERM, and the job by nobody"; fi
   say "asked to end; the same command goes on from the last checkpoint"
   exit 75
 fi
@@ -118,7 +118,7 @@ if [ "$asked" = USR1 ]; then again 1 "the time limit is near"; fi
 if [ "$end" = requeue ]; then again 1 "asked by USR1 to stop"; fi
 case $code in
   138) again 1 "asked by USR1 to stop before it trained" ;; # by a signal that met Python while it started
-  143) if ! is_running; then say "asked to end before it trained"; exit 75; fi ;;
+  143) if ! running > /dev/null; then say "asked to end before it trained"; exit 75; fi ;;
   0) code=1 ;;
 esac
 again "$code" "ended with exit code $code"

@@ -30,8 +30,8 @@ again() {
 }
 trap 'again 1 "the time limit is near"' USR1
 
-# Whether SLURM still means this job to run: it does not once somebody ends it.
-is_running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q "^JobId=$SLURM_JOB_ID .*JobState=RUNNING $1"; }
+# What SLURM says of this job, while it still means it to run: nothing once somebody ends it.
+running() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID .*JobState=RUNNING "; }
 
 say "on $SLURMD_NODENAME"
 # Safe: else the working directory, perhaps a checkout, would come before the copy of the code.
@@ -46,7 +46,7 @@ code=$?
 case $code in
   0) say "done"; exit 0 ;;
   2 | 3) say "ended with exit code $code; its last lines tell why"; exit $code ;;
-  143) if ! is_running; then say "asked to end; the same command goes on"; exit 75; fi ;;
+  143) if ! running > /dev/null; then say "asked to end; the same command goes on"; exit 75; fi ;;
 esac
 echo "$life $code" >> "$failures"
 if (( $(wc -l < "$failures") >= 1 )); then
