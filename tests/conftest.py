@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from tests.forked import Forked, Forkserver
 from tests.object_store import ObjectStore, served
+from tests.shared import altered
 from tinyllama import signals
 from tinyllama.config.app import compose_path, prepare_hydra
 from tinyllama.config.location import conf_folder
@@ -42,6 +43,13 @@ class Result:
 @pytest.fixture(scope="session", autouse=True)
 def hydra_knows_our_schema_and_launchers() -> None:
     prepare_hydra()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folders_are_only_read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test alters what all workers share (shared.py)."""
+    yield
+    assert altered(tmp_path_factory) == []
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,11 @@
 
 import json
 import random
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -12,6 +15,7 @@ import zstandard
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.shared import copy_of, shared_folder
 from tinyllama.config.app import compose_path, prepare_hydra
 from tinyllama.config.location import conf_folder
 from tinyllama.data.prepare import prepare_corpus
@@ -24,6 +28,7 @@ SMALL = [
     "stages.continual.batch_tokens=1024", "stages.continual.ramp_tokens=4K", "stages.cooldown.tokens=8K",
     "stages.cooldown.batch_tokens=2048", "schedule.warmup_tokens=2K", "schedule.horizon_tokens=32K",
     "checkpoint.every_tokens=6K", "validation.every_tokens=8K", "cluster.micro_batch=4", "cluster.threads=1",
+    "tracking=none",
 ]  # fmt: skip
 """The demo, smaller still."""
 
@@ -134,8 +139,11 @@ def write_raw(data: Path) -> None:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared corpora."""
-    folder = tmp_path_factory.mktemp("data")
+    """Prepared corpora, shared by all workers."""
+    return shared_folder(tmp_path_factory, "data", _prepare)
+
+
+def _prepare(folder: Path) -> None:
     write_raw(folder)
     train_tokenizer((text for name in WORDS for text in documents(name)), folder / "tokenizers" / "demo.model", 512)
     prepare_hydra()
@@ -144,7 +152,46 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = compose_path([*SMALL, f"paths.data={folder}", "validation.fraction=0.1"])[-1]
     for corpus in config.corpora.values():
         prepare_corpus(replace(corpus), config.tokenizer, config.model.seq_len, folder)
-    return folder
+
+
+VARIANTS, STAGES = ("standard", "math_code", "chinese"), ("basic", "continual", "cooldown")
+SWEEP = ["+variant=standard,math_code,chinese", "stage=cooldown,basic,continual"]  # in any order of words
+
+
+@pytest.fixture(scope="session")
+def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new sqlite store of MLflow's, made once because its migrations take seconds; copied to RUNS/mlflow.db."""
+
+    def build(folder: Path) -> None:
+        from tinyllama.lineage.mlflow import open_store
+
+        open_store(f"sqlite:///{folder / 'mlflow.db'}")
+
+    return shared_folder(tmp_path_factory, "store", build) / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def family_runs(
+    settings: list[str], shell: Callable[..., Any], store_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The runs folder of the whole family, three stages of three variants, trained by one sweep and recorded in MLflow.
+
+    All workers share it and read it only; `family_copy` may be modified.
+    """
+
+    def build(folder: Path) -> None:
+        shutil.copy(store_template, folder / "mlflow.db")
+        more = ["trace=true", "tracking=mlflow", "checkpoint.milestones=[8K]", "cluster.processes=2"]
+        result = shell("train", "-m", *settings, f"paths.runs={folder}", *SWEEP, *more)
+        assert result.code == 0, result.err
+
+    return shared_folder(tmp_path_factory, "family", build)
+
+
+@pytest.fixture
+def family_copy(family_runs: Path, tmp_path: Path) -> Path:
+    """A copy of the family's runs folder that the test may modify: tmp_path / "runs"."""
+    return copy_of(family_runs, tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")

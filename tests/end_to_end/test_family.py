@@ -8,17 +8,12 @@ import mlflow
 import numpy as np
 import pytest
 
-VARIANTS, STAGES = ("standard", "math_code", "chinese"), ("basic", "continual", "cooldown")
-SWEEP = ["+variant=standard,math_code,chinese", "stage=cooldown,basic,continual"]  # the order of words is no order
+from tests.end_to_end.conftest import STAGES, SWEEP, VARIANTS
 
 
 @pytest.fixture(scope="session")
-def family(settings, typed, tmp_path_factory):
-    """The runs folder of a family that was trained by one sweep."""
-    runs = tmp_path_factory.mktemp("family") / "runs"
-    result = typed("train", "-m", *settings, f"paths.runs={runs}", *SWEEP, "trace=true")
-    assert result.code == 0, result.err
-    return runs
+def family(family_runs: Path) -> Path:
+    return family_runs
 
 
 def run_folder(runs: Path, stage: str, variant: str) -> Path:
@@ -40,9 +35,9 @@ def test_the_basic_stage_is_trained_once_and_every_other_stage_once_per_variant(
     assert {plan["status"] for plan in plans} == {"done"}
 
 
-def test_a_second_call_finds_everything_done_and_changes_nothing(family, settings, typed):
+def test_a_second_call_finds_everything_done_and_changes_nothing(family, settings, shell):
     before = {path: path.stat().st_mtime_ns for path in family.rglob("*")}
-    result = typed("train", "-m", *settings, f"paths.runs={family}", *SWEEP)
+    result = shell("train", "-m", *settings, f"paths.runs={family}", *SWEEP, "tracking=mlflow")
     assert result.code == 0
     assert result.err.count(" done ") == 7
     assert {path: path.stat().st_mtime_ns for path in family.rglob("*")} == before
