@@ -7,7 +7,7 @@ READY := .venv/ready
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check
+.PHONY: help demo test soak check
 .SILENT:
 
 help: ## what can be made
@@ -22,15 +22,21 @@ demo: $(READY) ## train the whole family at small scale, three stages of three v
 	$(BIN)/python -m tinyllama.generate +scale=demo $(VARIANTS) stage=cooldown prompt="今天" generation.temperature=0.5 generation.max_tokens=24
 	$(BIN)/python -m tinyllama.report +scale=demo
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+# Each group of tests stays on one worker, the longest groups first (tests/scheduling.py).
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
+
+test: $(READY) ## all tests but the longest, about twelve minutes on two cores
+	$(PYTEST) -m "not soak" $(TEST_ARGS)
+
+soak: $(READY) ## the tests that are long by nature; before a release, and when CONTRIBUTING.md says so
+	$(PYTEST) -m soak --timeout 3600 $(TEST_ARGS)
 
 check: $(READY) ## what to run before each commit: format, lint, types, layers, quick tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo > $(READY).layers || { cat $(READY).layers; exit 1; }
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" --ignore=tests/end_to_end
+	$(PYTEST) -m "not slow and not soak" --ignore=tests/end_to_end
 
 # pip finds the build of torch that fits the machine; uv is many times faster with the rest, and keeps that build.
 $(READY): setup.cfg pyproject.toml constraints.txt

@@ -17,6 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
+from tests import scheduling
 from tests.forked import Forked, Forkserver
 from tests.object_store import ObjectStore, served
 from tests.shared import altered
@@ -38,6 +39,15 @@ class Result:
     code: int
     out: str
     err: str
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    scheduling.arrange(items)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return scheduling.number_of_workers()
 
 
 @pytest.fixture(scope="session", autouse=True)
