@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
-from moto.server import ThreadedMotoServer
-
 SECRETS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -31,6 +28,8 @@ class ObjectStore:
 
     @property
     def client(self) -> Any:
+        import boto3
+
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -50,6 +49,8 @@ class ObjectStore:
 @contextmanager
 def served(host: str = "127.0.0.1") -> Iterator[ObjectStore]:
     """An S3 server for as long as the context lasts."""
+    from moto.server import ThreadedMotoServer  # here, so that tests without a store need neither it nor its imports
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(host, 0, verbose=False)
     server.start()
