@@ -6,7 +6,7 @@ The only user of hydra beside the launchers.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from tinyllama.config.composition import compose
 from tinyllama.config.load import load, typed_overrides
 from tinyllama.config.location import conf_folder, expose_launchers
 from tinyllama.config.mistakes import COMPLAINTS, explain
@@ -118,18 +119,13 @@ def _of_ancestor(overrides: Sequence[str], stage: str) -> list[str]:
 
 def _compose_stage(overrides: Sequence[str]) -> RunConfig:
     """The config of the stage that the overrides name, with what `stages.NAME.FIELD` and `parent` say of it."""
-    config = _compose(tuple(overrides))
+    config = compose(overrides)
     said = {setting_of(text): text.partition("=")[2] for text in overrides}
     prefix = f"stages.{config.stage.name}."
     meant = {setting: setting.replace(prefix, "stage.") for setting in said if setting.startswith(prefix)}
     meant |= {"parent": "stage.parent"} if "parent" in said else {}
     extra = [f"{field}={said[setting]}" for setting, field in meant.items() if field not in said]
-    return _compose((*overrides, *extra)) if extra else config
-
-
-@cache
-def _compose(overrides: tuple[str, ...]) -> RunConfig:
-    return load(hydra.compose("config", overrides=list(overrides)))
+    return compose([*overrides, *extra]) if extra else config
 
 
 def prepare_hydra() -> None:

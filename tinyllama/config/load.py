@@ -1,4 +1,4 @@
-"""From Hydra's raw config to RunConfig. The only user of omegaconf: behind this door nobody sees a DictConfig."""
+"""From Hydra's raw config to RunConfig. Behind this package nobody sees a DictConfig."""
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -30,6 +30,22 @@ def load(raw: DictConfig) -> RunConfig:
     if _has_strangers(config):  # Hydra lets +NAME=VALUE slip past the schema; merged anew it is refused by name
         OmegaConf.merge(RunConfig, OmegaConf.to_container(raw))
     _read_tokens(config, "")
+    return finish(config)
+
+
+def section_value(name: str, value: Any) -> Any:
+    """A field of RunConfig from its typed value, its counts of tokens read as `load` reads them.
+
+    Raises:
+        ConfigError: it has an attribute that the schema lacks, or a count of tokens cannot be read.
+    """
+    if _has_strangers(value):
+        raise ConfigError(f"{name} has a setting that the schema lacks")
+    return _with_tokens(name, value, name)
+
+
+def finish(config: RunConfig) -> RunConfig:
+    """Give the model the length of its stage and make the micro-batch a number, in place; both may be done already."""
     if config.stage.seq_len is not None:  # only now: packing.seq_len stays what model.seq_len was given as
         config.model.seq_len = config.stage.seq_len
     settle(config)
@@ -76,15 +92,22 @@ def _has_strangers(node: Any) -> bool:
 def _read_tokens(node: Any, path: str) -> None:
     """Turn every field that is named a count of tokens into an int, in place."""
     for key in fields(node):
-        value, setting = getattr(node, key.name), f"{path}{key.name}"
-        if key.name == "tokens" or key.name.endswith("_tokens"):
-            if value is not None:
-                setattr(node, key.name, units.tokens(value, setting))
-        elif key.name == "milestones":
-            node.milestones = [units.tokens(entry, setting) for entry in value]
-        elif is_dataclass(value):
-            _read_tokens(value, f"{setting}.")
-        elif isinstance(value, dict):
-            for name, entry in value.items():
-                if is_dataclass(entry):
-                    _read_tokens(entry, f"{setting}.{name}.")
+        value = getattr(node, key.name)
+        read = _with_tokens(key.name, value, f"{path}{key.name}")
+        if read is not value:
+            setattr(node, key.name, read)
+
+
+def _with_tokens(name: str, value: Any, setting: str) -> Any:
+    """The value of a field; an int if it is a count of tokens."""
+    if name == "tokens" or name.endswith("_tokens"):
+        return None if value is None else units.tokens(value, setting)
+    if name == "milestones":
+        return [units.tokens(entry, setting) for entry in value]
+    if is_dataclass(value):
+        _read_tokens(value, f"{setting}.")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if is_dataclass(entry):
+                _read_tokens(entry, f"{setting}.{key}.")
+    return value
