@@ -12,6 +12,14 @@ from typing import Any
 
 import hydra
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import (
+    _run_app,
+    create_automatic_config_search_path,
+    detect_calling_file_or_module_from_task_function,
+    detect_task_name,
+    get_args_parser,
+)
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -157,9 +165,45 @@ def _start_hydra(main: Main, launchers: bool) -> None:
             errors.append(explain(error, overrides))
 
     task.__name__ = Path(main.__code__.co_filename).stem  # so that launchers know which command it is
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(task)()
+    _run_hydra(task)
     if errors:
         raise errors[0]
+
+
+def _run_hydra(task: Callable[[DictConfig], None]) -> None:
+    """What hydra.main does, without composing once only to look for hydra.mode, where nothing sets it."""
+    folder, decorate = (
+        conf_folder(),
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config"),
+    )
+    arguments = get_args_parser().parse_args()
+    given = {name for name, value in vars(arguments).items() if value} - {"overrides"}
+    settings = [setting_of(text) for text in arguments.overrides]
+    known = all(not name.startswith("hydra") or _chooses_launcher(name) for name in settings)
+    if not given <= {"multirun"} or not known or _sets_mode(folder):
+        decorate(task)()
+        return
+    file, module = detect_calling_file_or_module_from_task_function(task)
+    search_path = create_automatic_config_search_path(file, module, str(folder))
+    started = Hydra.create_main_hydra2(detect_task_name(file, module), search_path)
+    try:
+        _run_app(
+            run=not arguments.multirun,
+            multirun=arguments.multirun,
+            mode=None,
+            hydra=started,
+            config_name="config",
+            task_function=task,
+            overrides=arguments.overrides,
+        )
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _sets_mode(folder: Path) -> bool:
+    """Whether a file may set hydra.mode."""
+    texts = (path.read_bytes() for path in folder.rglob("*.yaml"))
+    return any(b"hydra" in text and b"mode" in text for text in texts)
 
 
 def _swept(arguments: Sequence[str], launcher: str) -> list[str]:

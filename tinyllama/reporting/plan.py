@@ -17,7 +17,7 @@ from tinyllama.planning.document import plan_document
 from tinyllama.planning.flops import num_parameters
 from tinyllama.planning.lints import Lint
 from tinyllama.planning.tree import Node
-from tinyllama.reporting.console import console, table
+from tinyllama.reporting.console import console, print_table, table
 from tinyllama.reporting.family import indented_name
 from tinyllama.slurm.client import QueuedJob
 from tinyllama.units import format_tokens
@@ -85,7 +85,9 @@ def print_plan(plan: FamilyPlan) -> None:
     """What is trained, on which data, on which machines, for how much; then what is remarkable about it."""
     out = console(sys.stdout)
     out.print(f"[bold]Family {escape(plan.family)}[/]: {_model(plan.nodes[0])}\n")
-    out.print(_runs(plan), "", _corpora(plan), "", _machines(plan), "", sep="\n")
+    for rows in (_runs(plan), _corpora(plan), _machines(plan)):
+        print_table(out, rows)
+        out.print("")
     for sentence in _in_words(plan):
         out.print(sentence, markup=False)
     _print_beside(out, plan)

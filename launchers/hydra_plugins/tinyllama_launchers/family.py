@@ -34,9 +34,12 @@ def with_ancestors_settings(sweep: Sequence[Sequence[str]]) -> list[list[str]]:
     `stage=continual,cooldown parent=hf:FOLDER` replaces the parent of continual, which the sweep lacks, and not
     cooldown's.
     """
+    families: dict[tuple[str, ...], list[Sequence[str]]] = {}
+    for overrides in sweep:
+        families.setdefault(_without_stage(overrides), []).append(overrides)
     jobs = []
     for overrides in sweep:
-        siblings = [other for other in sweep if _without_stage(other) == _without_stage(overrides)]
+        siblings = families[_without_stage(overrides)]
         said = [
             f"++stages.{stage}.{setting_of(text).removeprefix('stage.')}={text.split('=', 1)[1]}"
             for other in siblings
@@ -58,8 +61,8 @@ def _with_parent(overrides: Sequence[str], stages: set[str | None]) -> list[str]
     return [*others, *(f"++stages.{head}.parent={given[-1]}" for head in sorted(heads))]
 
 
-def _without_stage(overrides: Sequence[str]) -> list[str]:
-    return sorted(text for text in overrides if setting_of(text).split(".")[0] != "stage")
+def _without_stage(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(text for text in overrides if setting_of(text).split(".")[0] != "stage"))
 
 
 def _stage(overrides: Sequence[str]) -> str | None:
