@@ -4,6 +4,7 @@ The only user of hydra beside the launchers.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -203,7 +204,7 @@ def _run_hydra(task: Callable[[DictConfig], None]) -> None:
 def _sets_mode(folder: Path) -> bool:
     """Whether a file may set hydra.mode."""
     texts = (path.read_bytes() for path in folder.rglob("*.yaml"))
-    return any(b"hydra" in text and b"mode" in text for text in texts)
+    return any(b"hydra" in text and re.search(rb"\bmode\b", text) for text in texts)
 
 
 def _swept(arguments: Sequence[str], launcher: str) -> list[str]:

@@ -179,20 +179,20 @@ class _Merging:
         self._prefixes: _Bounded[tuple[Hashable, ...], bytes] = _Bounded(64)
         self._last: list[tuple[str | None, str | None]] = []
         self._settled: set[tuple[Hashable, ...]] = set()
-        """Hydra's own files that Hydra has composed without a complaint: no config depends on them."""
+        """Hydra's own files that were merged without a complaint: no config depends on them."""
 
     def merged(self, groups: tuple[str, ...]) -> DictConfig:
         """What hydra.compose makes of the groups."""
         try:
             files = self._files_of(groups)
             own = tuple(map(_place, filter(_is_of_hydra, files)))
-            if own in self._settled:
-                return self._merge([file for file in files if not _is_of_hydra(file)])
+            if own not in self._settled:
+                raw = self._merge_whole(files)
+                self._settled.add(own)
+                return raw
+            return self._merge([file for file in files if not _is_of_hydra(file)])
         except _Unusual:
             return hydra.compose("config", overrides=list(groups))
-        raw = hydra.compose("config", overrides=list(groups))
-        self._settled.add(own)
-        return raw
 
     def _files_of(self, groups: tuple[str, ...]) -> list[ResultDefault]:
         """Hydra's list of the files to merge.
@@ -245,10 +245,17 @@ class _Merging:
                 if at == shared > known:
                     self._store(places[:at], raw)
                 raw.merge_with(self._content(file))
-        OmegaConf.set_struct(raw, True)
-        with open_dict(raw):
-            del raw["hydra"]
-        return raw
+        return _closed_to_new_keys(raw)
+
+    def _merge_whole(self, files: list[ResultDefault]) -> DictConfig:
+        """Merge files in order, Hydra's own too."""
+        raw = OmegaConf.create()
+        with flag_override(raw, _NO_COPIES, True):
+            for file in files:
+                raw.merge_with(self._content(file))
+        if raw.hydra.job.env_copy:
+            raise _Unusual
+        return _closed_to_new_keys(raw)
 
     def _store(self, places: list[tuple[str | None, str | None]], raw: DictConfig) -> None:
         text = pickle.dumps(raw, -1)
@@ -267,10 +274,18 @@ class _Merging:
         """What Hydra merges for a file: a copy, as merging takes nodes out of it."""
         if _place(file) not in self._texts:
             content = self._loader._load_single_config(default=file, repo=self._repository).config
-            if not file.primary and isinstance(content, DictConfig) and "hydra" in content:
+            if not (file.primary or _is_of_hydra(file)) and isinstance(content, DictConfig) and "hydra" in content:
                 raise _Unusual
             self._texts[_place(file)] = pickle.dumps(content, -1)
         return pickle.loads(self._texts[_place(file)])
+
+
+def _closed_to_new_keys(raw: DictConfig) -> DictConfig:
+    """What Hydra makes of merged files, without its own section."""
+    OmegaConf.set_struct(raw, True)
+    with open_dict(raw):
+        del raw["hydra"]
+    return raw
 
 
 def _place(file: ResultDefault) -> tuple[str | None, str | None]:
