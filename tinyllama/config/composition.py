@@ -11,9 +11,8 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -114,6 +113,7 @@ class _Files:
         _, self._repository = loader._parse_overrides_and_create_caching_repo("config", [])
         self._groups: dict[str, bool] = {}
         self._bases: _Bounded[tuple[str, ...], _Base | None] = _Bounded(32)
+        self._resolved: _Bounded[Hashable, bytes | None] = _Bounded(4096)
         self._merging = _Merging(loader, self._repository)
 
     def content_key(self) -> str | None:
@@ -146,7 +146,7 @@ class _Files:
 
     def _base(self, groups: tuple[str, ...]) -> "_Base | None":
         try:
-            return _Base(self._merging.merged(groups))
+            return _Base(self._merging.merged(groups), self._resolved)
         except _Unusual:
             return None
 
@@ -300,16 +300,21 @@ def _is_of_hydra(file: ResultDefault) -> bool:
 
 
 class _Base:
-    """What a choice of groups comes to, on which values are set."""
+    """What a choice of groups comes to, on which values are set.
 
-    def __init__(self, raw: DictConfig):
+    Args:
+        resolved: for all bases, typed sections by the content and the overrides that they depend on.
+    """
+
+    def __init__(self, raw: DictConfig, resolved: _Bounded[Hashable, bytes | None]):
         if OmegaConf.get_type(raw) is not RunConfig:
             raise _Unusual
         self._raw = raw
         self._nodes: dict[str, Any] = dict(raw.__dict__["_content"])
         self._reads = _closed({name: _sections_read(node) for name, node in self._nodes.items()})
-        self._texts: dict[str, bytes] = {}
-        self._resolved: _Bounded[tuple[str, ...], bytes] = _Bounded(1024)
+        self._texts = {name: self._text_of(node) for name, node in self._nodes.items()}
+        self._contents = {name: self._content_of(name) for name in self._nodes}
+        self._resolved = resolved
         self._alone = {name: self._resolve_alone(name) for name in self._nodes if "" not in self._reads[name]}
         """The sections as they are without overrides; None: they need one."""
         self._all_alone = pickle.dumps(self._values_of(self._alone), -1)
@@ -328,13 +333,13 @@ class _Base:
                    if "" in self._reads[name] or not self._reads[name].isdisjoint(said)}  # fmt: skip
         if not self._nodes.keys() <= values.keys() | changed.keys():
             raise _Unusual
-        missing = [name for name in changed if (name, *changed[name]) not in self._resolved or "" in self._reads[name]]
+        missing = [name for name, key in changed.items() if (self._contents[name], key) not in self._resolved]
         made = self._resolve_with(said, missing) if missing else {}
         for name, key in changed.items():
-            text = made.get(name) or self._resolved.get((name, *key), lambda: b"")
+            text = made.get(name) or self._resolved.get((self._contents[name], key), _nothing)
             if name in made and "" not in self._reads[name]:
-                self._resolved.get((name, *key), lambda text=text: text)  # type: ignore[misc]
-            values[name] = pickle.loads(text)
+                self._resolved.get((self._contents[name], key), partial(made.__getitem__, name))
+            values[name] = pickle.loads(text or _nothing())
         return RunConfig(**values)
 
     def _resolve_with(self, said: dict[str, list[Override]], names: list[str]) -> dict[str, bytes]:
@@ -358,18 +363,29 @@ class _Base:
 
     def _copy_of(self, name: str) -> Any:
         """A node of its own. Pickling takes a fifth of what deepcopy does."""
-        if name not in self._texts:
-            node = deepcopy(self._nodes[name])
-            node._set_parent(None)
-            self._texts[name] = pickle.dumps(node, -1)
         copy = pickle.loads(self._texts[name])
         copy._set_parent(self._raw)
         return copy
 
+    def _text_of(self, node: Any) -> bytes:
+        node._set_parent(None)
+        try:
+            return pickle.dumps(node, -1)
+        finally:
+            node._set_parent(self._raw)
+
+    def _content_of(self, name: str) -> Hashable:
+        """What a section depends on without overrides."""
+        read = sorted(self._reads[name] & self._nodes.keys())
+        return name, hashlib.sha256(b"".join(self._texts[each] for each in read)).digest()
+
     def _resolve_alone(self, name: str) -> bytes | None:
-        with suppress(Exception):
-            return pickle.dumps(self._resolve(name), -1)
-        return None
+        def make() -> bytes | None:
+            with suppress(Exception):
+                return pickle.dumps(self._resolve(name), -1)
+            return None
+
+        return self._resolved.get((self._contents[name], ()), make)
 
     def _values_of(self, sections: dict[str, bytes | None]) -> dict[str, Any]:
         return {name: pickle.loads(text) for name, text in sections.items() if text is not None}
@@ -391,6 +407,10 @@ class _Base:
         plain = not override.is_add() and not override.is_delete() and not isinstance(override.value(), dict | list)
         if not plain and node is not None and node._is_interpolation():
             raise _Unusual
+
+
+def _nothing() -> bytes:
+    raise _Unusual
 
 
 def _section(override: Override) -> str:
