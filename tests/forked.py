@@ -69,6 +69,10 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def printed(self) -> str:
+        """What it has printed on standard error so far."""
+        return (self._scratch / "err").read_text(encoding="utf-8") if (self._scratch / "err").exists() else ""
+
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What it printed on standard output and standard error, once it has ended.
 
@@ -95,13 +99,20 @@ def _serve() -> dict[str, Any]:
             pid, status = os.waitpid(request["ended"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         else:
-            for name in [request["module"], *HEAVY.get(request["module"], ())]:
+            for name in _imports(request):
                 import_module(name)
             answer = os.fork()
             if answer == 0:
                 return request
         print(json.dumps(answer), flush=True)
     sys.exit()
+
+
+def _imports(request: dict[str, Any]) -> list[str]:
+    """What a command imports: training too what evaluation does, where it evaluates meanwhile."""
+    evaluates = any(text.startswith("evaluation.every_tokens=") for text in request["arguments"])
+    heavy = HEAVY.get("tinyllama.evaluate" if evaluates else request["module"], [])
+    return [request["module"], *heavy]
 
 
 def _become(request: dict[str, Any]) -> None:

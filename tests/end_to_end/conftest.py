@@ -170,20 +170,29 @@ def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared_folder(tmp_path_factory, "store", build) / "mlflow.db"
 
 
+TRACED = ["trace=true", "checkpoint.milestones=[8K]"]
+SHARDED = ["cluster.processes=2", "cluster.zero_stage=3"]
+"""How basic and the tracked continual stages of the shared family are placed."""
+TRACKED = ["+variant=standard,chinese", "stage=basic,continual"]
+
+
 @pytest.fixture(scope="session")
 def family_runs(
     settings: list[str], shell: Callable[..., Any], store_template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The runs folder of the whole family, three stages of three variants, trained by one sweep and recorded in MLflow.
+    """The runs folder of the whole family, three stages of three variants, each run with its trace.
+
+    A first sweep trains basic and two continual stages on two ranks with ZeRO-3, recorded in MLflow. The sweep of the
+    whole family then trains the other four on one rank, not recorded: every recorder is a process that imports MLflow.
 
     All workers share it and read it only; `family_copy` may be modified.
     """
 
     def build(folder: Path) -> None:
         shutil.copy(store_template, folder / "mlflow.db")
-        more = ["trace=true", "tracking=mlflow", "checkpoint.milestones=[8K]", "cluster.processes=2"]
-        result = shell("train", "-m", *settings, f"paths.runs={folder}", *SWEEP, *more)
-        assert result.code == 0, result.err
+        for sweep in ([*TRACKED, *SHARDED, "tracking=mlflow"], SWEEP):
+            result = shell("train", "-m", *settings, f"paths.runs={folder}", *TRACED, *sweep)
+            assert result.code == 0, result.err
 
     return shared_folder(tmp_path_factory, "family", build)
 
@@ -192,6 +201,49 @@ def family_runs(
 def family_copy(family_runs: Path, tmp_path: Path) -> Path:
     """A copy of the family's runs folder that the test may modify: tmp_path / "runs"."""
     return copy_of(family_runs, tmp_path / "runs")
+
+
+def run_folder(runs: Path, stage: str, variant: str) -> Path:
+    """The directory of a run of a variant, below the runs folder of a family; basic is of all variants."""
+    for folder in (runs / "demo").glob(f"{stage}-*"):
+        if stage == "basic" or variant in json.loads((folder / "plan.json").read_text())["variants"]:
+            return folder
+    raise AssertionError(f"no run of {stage} for {variant}")
+
+
+def copy_runs(runs: Path, target: Path, wanted: list[tuple[str, str]]) -> Path:
+    """A runs folder with the store and with copies of those runs, each a stage and a variant; it may be modified."""
+    (target / "demo").mkdir(parents=True)
+    shutil.copy(runs / "mlflow.db", target)
+    for folder in (run_folder(runs, stage, variant) for stage, variant in wanted):
+        copy_of(folder, target / "demo" / folder.name)
+    return target
+
+
+def only_run(runs: Path) -> Path:
+    """The directory of the only run of the family."""
+    (folder,) = (runs / "demo").iterdir()
+    return folder
+
+
+def lines(path: Path) -> list[dict]:
+    """The lines of a journal."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def adopted_runs(
+    family_runs: Path, settings: list[str], shell: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A runs folder with one basic run of another seed, which continues an adopted checkpoint of the family's."""
+
+    def build(folder: Path) -> None:
+        source = run_folder(family_runs, "basic", "standard") / "checkpoints" / f"{8192:015d}"
+        adopting = ["stage=basic", "seed=1", f"adopt={source}"]
+        result = shell("train", *settings, *TRACED, f"paths.runs={folder}", *adopting)
+        assert result.code == 0, result.err
+
+    return shared_folder(tmp_path_factory, "adopted", build)
 
 
 @pytest.fixture(scope="session")

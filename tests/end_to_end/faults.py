@@ -7,11 +7,17 @@ from pathlib import Path
 
 from tinyllama.checkpoint.files import write_sealed
 from tinyllama.checkpoint.layout import RunFolder
+from tinyllama.data.reporter import silent
+from tinyllama.proof.checks import examine
+from tinyllama.proof.examination import Check, Examination
+from tinyllama.proof.record import read_records
 
 
 def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file. The file is a new one: others may share the old one by a hard link."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
+    path.unlink()
     path.write_bytes(content)
 
 
@@ -37,6 +43,18 @@ def reseal(path: Path, change: Callable[[dict], object]) -> None:
 
 def manifest(folder: RunFolder, index: int = -1) -> Path:
     return folder.checkpoint(folder.checkpoint_tokens()[index]) / "manifest.json"
+
+
+def look_at(folder: RunFolder) -> list[Check]:
+    """All checks of a run, without the command around them."""
+    examination = Examination()
+    records = read_records(folder, examination)
+    return examination.checks + (examine(records, silent) if examination.checks[-1].ok else [])
+
+
+def wrong_at(folder: RunFolder) -> list[Check]:
+    """The checks that fail."""
+    return [check for check in look_at(folder) if not check.ok]
 
 
 FAULTS = {

@@ -14,7 +14,7 @@ def damaged(settings, data, tmp_path):
     content = bytearray(shards[0].read_bytes())
     content[-5] ^= 1
     shards[0].write_bytes(content)
-    return [*settings, f"paths.data={tmp_path / 'data'}", f"paths.runs={tmp_path / 'runs'}", "tracking=none"], shards[0]
+    return [*settings, f"paths.data={tmp_path / 'data'}", f"paths.runs={tmp_path / 'runs'}"], shards[0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_runs import LONGER, only_run, wait_for_steps
+from tests.end_to_end.conftest import only_run
+from tests.end_to_end.test_runs import LONGER, wait_for_steps
 from tinyllama.checkpoint.files import free_bytes
 
 pytestmark = pytest.mark.slow
@@ -47,18 +48,18 @@ def checkpoints(run: Path) -> list[str]:
 
 
 LONG = [
-    "stage=basic", "stage.tokens=205K", "schedule.horizon_tokens=205K", "checkpoint.every_tokens=10K",
-    "validation.every_tokens=1M", "tracking=none",
+    "stage=basic", "stage.tokens=103K", "schedule.horizon_tokens=103K", "checkpoint.every_tokens=5K",
+    "validation.every_tokens=1M",
 ]  # fmt: skip
-"""200 steps, a checkpoint every ten."""
+"""100 steps, a checkpoint every five."""
 
 
 def test_a_run_goes_on_while_the_disk_has_no_room_for_checkpoints_and_saves_when_it_has(begin, small, disk):
     process = begin("train", *small, *LONG)
-    for step in range(40, 90):
+    for step in range(20, 45):
         wait_for_steps(process, disk, step)
         filler = fill(disk, leave=300_000)  # room for the journals
-    assert int(checkpoints(only_run(disk))[-1]) < 60 * 1024
+    assert int(checkpoints(only_run(disk))[-1]) < 30 * 1024
     filler.unlink()
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -69,7 +70,7 @@ def test_a_run_goes_on_while_the_disk_has_no_room_for_checkpoints_and_saves_when
 def test_a_run_on_a_full_disk_stops_in_order_and_goes_on_from_its_last_good_checkpoint(begin, small, disk, shell):
     settings = [*small, *LONG]
     process = begin("train", *settings)
-    wait_for_steps(process, disk, 40)
+    wait_for_steps(process, disk, 20)
     filler = fill(disk)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 3, err

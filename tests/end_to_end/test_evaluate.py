@@ -9,29 +9,35 @@ from typing import Any
 import pytest
 import torch
 
+from tests.end_to_end.conftest import SHARDED, copy_runs, lines, only_run, run_folder
+from tests.end_to_end.faults import flip
+from tests.shared import copy_of
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.lineage import mlflow
 from tinyllama.model.transformers import hf_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluate")]
 
 TASKS = "evaluation.tasks=[held_out,perplexity]"
-VARIANTS = "+variant=standard,math_code,chinese"
+LIMIT = "evaluation.limit=12"
+MODELS = ["+variant=standard,chinese", "stage=basic,continual"]
 
 
 @pytest.fixture(scope="module")
-def family(settings: list[str], shell: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides of a trained family of a root and three leaves, evaluated while it was trained."""
-    overrides = [*settings, f"paths.runs={tmp_path_factory.mktemp('family') / 'runs'}", "evaluation.limit=40"]
-    trained = shell("train", "-m", *overrides, VARIANTS, "stage=basic,continual", TASKS, "evaluation.every_tokens=10K")
-    assert trained.code == 0, trained.err
-    return overrides
+def family(family_runs: Path, data: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a trained family of a root and two leaves on its corpora, copies of the shared ones."""
+    target = tmp_path_factory.mktemp("family")
+    copy_runs(
+        family_runs, target / "runs", [("basic", "standard"), ("continual", "standard"), ("continual", "chinese")]
+    )
+    copy_of(data, target / "data")  # where questions are written
+    return [*settings, f"paths.data={target / 'data'}", f"paths.runs={target / 'runs'}", LIMIT, "tracking=mlflow"]
 
 
 @pytest.fixture(scope="module")
 def evaluated(family: list[str], shell: Callable[..., Any]) -> Mapping[str, Any]:
     """What is said of the root and the leaves, by model."""
-    found = shell("evaluate", *family, VARIANTS, "stage=basic,continual", TASKS, "format=json")
+    found = shell("evaluate", *family, *MODELS, TASKS, "format=json")
     assert found.code == 0, found.err
     return {document["model"]: document for document in json.loads(found.out)["models"]}
 
@@ -42,34 +48,60 @@ def runs(family: list[str]) -> dict[str, RunFolder]:
     return {path.name: RunFolder(path) for path in Path(place).glob("demo/*-*")}
 
 
-def steps(folder: RunFolder) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-
-
 def test_the_root_comes_first_and_the_leaves_are_held_against_it(family: list[str], evaluated: Mapping[str, Any]):
     root, *leaves = evaluated.values()
     assert root["model"].startswith("basic-") and root["parent"] is None
-    assert [leaf["variants"] for leaf in leaves] == [["standard"], ["math_code"], ["chinese"]]
+    assert [leaf["variants"] for leaf in leaves] == [["standard"], ["chinese"]]
     for leaf in leaves:
         assert leaf["parent"]["model"] == root["model"]
         for task, gained in leaf["parent"]["differences"].items():
             assert gained == pytest.approx(leaf["tasks"][task]["value"] - root["tasks"][task]["value"])
         assert set(leaf["parent"]["differences"]) == set(root["tasks"]) == set(leaf["tasks"])
-    assert all(0 < task["samples"] <= 40 and task["published"] is None for task in root["tasks"].values())
+    assert all(0 < task["samples"] <= 12 and task["published"] is None for task in root["tasks"].values())
 
 
 def test_losses_are_those_of_training_s_last_validation(family: list[str], evaluated: Mapping[str, Any]):
     for name, folder in runs(family).items():
         losses = {corpus: found["loss"] for corpus, found in evaluated[name]["perplexity"].items()}
-        assert losses == pytest.approx(steps(folder)[-1]["validation"], abs=1e-5)
+        assert losses == pytest.approx(lines(folder.metrics)[-1]["validation"], abs=1e-5)
 
 
-def test_training_asked_the_model_as_evaluate_does_afterwards(family: list[str], evaluated: Mapping[str, Any]):
-    for name, folder in runs(family).items():
-        asked = [step for step in steps(folder) if "evaluation" in step]
-        assert len(asked) == 2, "at 10K or 20K tokens, and at the end"
-        values = {task: found["value"] for task, found in evaluated[name]["tasks"].items()}
-        assert asked[-1]["evaluation"] == pytest.approx(values | evaluated[name]["suites"])
+def test_training_comes_to_the_same_bits_and_asks_the_model_as_evaluate_does_afterwards(
+    family: list[str], family_runs: Path, evaluated: Mapping[str, Any], shell: Callable[..., Any], tmp_path: Path
+):
+    """Placed as the shared family's basic stage, whose weights lie in parts on two ranks."""
+    quiet = RunFolder(run_folder(family_runs, "basic", "standard"))
+    asking = [TASKS, "evaluation.every_tokens=10K", f"paths.runs={tmp_path}", "tracking=none"]
+    trained = shell("train", *family, "stage=basic", *SHARDED, *asking)
+    assert trained.code == 0, trained.err
+    asked = RunFolder(only_run(tmp_path))
+    assert asked.path.name == quiet.path.name, "what is asked enters no digest"
+    _assert_same_state(asked, quiet)
+    found = [step for step in lines(asked.metrics) if "evaluation" in step]
+    assert [step["step"] for step in found] == [10, 16]
+    document = evaluated[asked.path.name]
+    values = {task: each["value"] for task, each in document["tasks"].items()}
+    assert found[-1]["evaluation"] == pytest.approx(values | document["suites"])
+
+
+@pytest.mark.soak
+def test_training_on_one_rank_comes_to_the_same_bits_whether_or_not_the_model_was_asked_meanwhile(
+    family: list[str], shell: Callable[..., Any], tmp_path: Path
+):
+    overrides = [*family, "tracking=none", "stage=basic", "stages.basic.tokens=8K", "evaluation.limit=6"]
+    for place, more in (("quiet", []), ("asked", ["evaluation.tasks=[held_out]", "evaluation.every_tokens=3K"])):
+        trained = shell("train", *overrides, f"paths.runs={tmp_path / place}", *more)
+        assert trained.code == 0, trained.err
+    quiet, asked = (RunFolder(only_run(tmp_path / place)) for place in ("quiet", "asked"))
+    assert [step["step"] for step in lines(asked.metrics) if "evaluation" in step] == [3, 6, 8]
+    _assert_same_state(asked, quiet)
+
+
+def _assert_same_state(one: RunFolder, other: RunFolder) -> None:
+    """Their last checkpoints hold the same bits."""
+    last, others = (folder.checkpoint(folder.checkpoint_tokens()[-1]) for folder in (one, other))
+    for file in ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
+        assert (last / file).read_bytes() == (others / file).read_bytes()
 
 
 def test_what_was_found_lies_with_each_run_and_in_mlflow(family: list[str], evaluated: Mapping[str, Any]):
@@ -92,8 +124,8 @@ def test_what_was_found_lies_with_each_run_and_in_mlflow(family: list[str], eval
 
 
 @pytest.mark.usefixtures("evaluated")
-def test_people_get_a_table_of_tasks_and_one_of_losses(family: list[str], run: Callable[..., Any]):
-    shown = run("evaluate", *family, "+variant=chinese", "stage=continual", TASKS, "tracking=none")
+def test_people_get_a_table_of_tasks_and_one_of_losses(family: list[str], shell: Callable[..., Any]):
+    shown = shell("evaluate", *family, "+variant=chinese", "stage=continual", TASKS, "tracking=none")
     assert shown.code == 0, shown.err
     first, second, *rows = shown.out.splitlines()
     assert "continual-" in first and second.split() == ["task", "chinese", "basic"]
@@ -104,7 +136,7 @@ def test_people_get_a_table_of_tasks_and_one_of_losses(family: list[str], run: C
 
 
 def test_a_folder_in_hugging_face_s_layout_has_the_numbers_of_the_run_that_it_was_made_of(
-    family: list[str], evaluated: Mapping[str, Any], run: Callable[..., Any], tmp_path: Path
+    family: list[str], evaluated: Mapping[str, Any], shell: Callable[..., Any], tmp_path: Path
 ):
     """As lm-eval's own `hf` model has them, too."""
     from lm_eval import simple_evaluate
@@ -112,7 +144,7 @@ def test_a_folder_in_hugging_face_s_layout_has_the_numbers_of_the_run_that_it_wa
 
     name = next(name for name in evaluated if name.startswith("basic-"))
     saved = save_folder(runs(family)[name], family, tmp_path / "saved")
-    found = run("evaluate", *family, f"run={runs(family)[name].path}", f"evaluation.models=[{saved}]", TASKS,
+    found = shell("evaluate", *family, f"run={runs(family)[name].path}", f"evaluation.models=[{saved}]", TASKS,
                 "tracking=none", "format=json")  # fmt: skip
     assert found.code == 0, found.err
     ours, theirs = json.loads(found.out)["models"]
@@ -123,8 +155,8 @@ def test_a_folder_in_hugging_face_s_layout_has_the_numbers_of_the_run_that_it_wa
         assert theirs["perplexity"][corpus]["bytes"] == pytest.approx(losses["bytes"], abs=4)
         assert theirs["perplexity"][corpus]["bits_per_byte"] == pytest.approx(losses["bits_per_byte"], rel=0.02)
 
-    alone = run("evaluate", *family, f"run={saved}", "evaluation.tasks=[held_out_skypile]", "evaluation.limit=40",
-                "tracking=none", "format=json")  # fmt: skip
+    alone = shell("evaluate", *family, f"run={saved}", "evaluation.tasks=[held_out_skypile]", LIMIT,
+                  "tracking=none", "format=json")  # fmt: skip
     assert json.loads(alone.out)["tasks"]["held_out_skypile"] == theirs["tasks"]["held_out_skypile"], alone.err
 
     (task,) = folder_of(family).glob("held_out/skypile@*")
@@ -133,13 +165,13 @@ def test_a_folder_in_hugging_face_s_layout_has_the_numbers_of_the_run_that_it_wa
     question.cfg["dataset_kwargs"] = {"data_files": {"test": str(task / "questions.jsonl")}}
     question.yaml_path = None
     stock = simple_evaluate(
-        "hf", {"pretrained": str(saved)}, ["held_out_skypile"], task_manager=manager, device="cpu", limit=40
+        "hf", {"pretrained": str(saved)}, ["held_out_skypile"], task_manager=manager, device="cpu", limit=12
     )
     assert 100 * stock["results"]["held_out_skypile"]["acc_norm,none"] == ours["tasks"]["held_out_skypile"]["value"]
 
 
 def folder_of(family: list[str]) -> Path:
-    (place,) = [text.partition("=")[2] for text in family if text.startswith("paths.data=")]
+    *_, place = [text.partition("=")[2] for text in family if text.startswith("paths.data=")]
     return Path(place)
 
 
@@ -153,26 +185,6 @@ def save_folder(folder: RunFolder, family: list[str], target: Path) -> Path:
     hf_model(read_weights(chosen), chosen.config.model, torch.float32).save_pretrained(target)
     hf_tokenizer(tokenizer_file(chosen), chosen.config.tokenizer, chosen.config.model.seq_len).save_pretrained(target)
     return target
-
-
-@pytest.mark.parametrize("cluster", [[], ["cluster.processes=2", "cluster.zero_stage=3"]], ids=["alone", "ZeRO-3"])
-def test_training_comes_to_the_same_bits_whether_or_not_the_model_was_asked_meanwhile(
-    settings: list[str], shell: Callable[..., Any], tmp_path: Path, cluster: list[str]
-):
-    overrides = [*settings, *cluster, "stage=basic", "tracking=none", "stages.basic.tokens=8K", "evaluation.limit=6"]
-    asking = ["evaluation.tasks=[held_out]", "evaluation.every_tokens=3K"]
-    ends = []
-    for place, more in (("quiet", []), ("asked", asking)):
-        trained = shell("train", *overrides, f"paths.runs={tmp_path / place}", *more)
-        assert trained.code == 0, trained.err
-        (folder,) = map(RunFolder, (tmp_path / place / "demo").iterdir())
-        ends.append((folder.path.name, folder, steps(folder)))
-    (name, quiet, _), (same_name, asked, found) = ends
-    assert name == same_name, "what is asked enters no digest"
-    assert [step["step"] for step in found if "evaluation" in step] == [3, 6, 8]
-    (before,), (after,) = ([f.checkpoint(f.checkpoint_tokens()[-1])] for f in (quiet, asked))
-    for file in ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
-        assert (before / file).read_bytes() == (after / file).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -197,11 +209,9 @@ def test_a_damaged_checkpoint_is_refused_by_the_name_of_its_file(
     family: list[str], run: Callable[..., Any], tmp_path: Path
 ):
     (root,) = [folder for name, folder in runs(family).items() if name.startswith("basic-")]
-    copy = RunFolder(Path(shutil.copytree(root.path, tmp_path / root.path.name)))
+    copy = RunFolder(copy_of(root.path, tmp_path / root.path.name))
     weights = copy.checkpoint(copy.checkpoint_tokens()[-1]) / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    flip(weights)
     refused = run("evaluate", *family, f"run={copy.path}", TASKS)
     assert refused.code == 3 and f"{weights} is damaged" in refused.err
 

@@ -3,25 +3,21 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.end_to_end.conftest import copy_runs, only_run, run_folder
+from tests.end_to_end.faults import flip
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.config.load import from_yaml
 from tinyllama.data.tokenizer import Tokenizer
 from tinyllama.model.hf import to_hf
 from tinyllama.model.llama import build_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("transformers")]
 
-SHORT = ["+variant=chinese", "stage=basic", "stage.tokens=6K", "checkpoint.every_tokens=2K", "tracking=none"]
-PLACEMENTS = {
-    "one": ["cluster.processes=1", "cluster.zero_stage=1"],
-    "sharded": ["cluster.processes=2", "cluster.zero_stage=3"],
-}
 TEXT = "river of light 山水 😀"
 ELSEWHERE = f"""
 import json, sys, torch
@@ -45,67 +41,56 @@ print(json.dumps([inputs.input_ids[0].tolist(), model.generate(**inputs, max_new
 """
 
 
-@pytest.fixture(scope="module")
-def trained(settings, shell, tmp_path_factory) -> dict[str, RunFolder]:
-    """The same run, on one rank and sharded over two."""
-    folders = {}
-    for name, placement in PLACEMENTS.items():
-        runs = tmp_path_factory.mktemp(name) / "runs"
-        result = shell("train", *settings, f"paths.runs={runs}", *SHORT, *placement)
-        assert result.code == 0, result.err
-        (path,) = (runs / "demo").iterdir()
-        folders[name] = RunFolder(path)
-    return folders
+@pytest.fixture
+def folder(family_runs) -> RunFolder:
+    """The shared family's basic stage, whose state two ranks wrote in parts (ZeRO-3)."""
+    return RunFolder(run_folder(family_runs, "basic", "chinese"))
 
 
 def weights_of(folder: RunFolder, place: int = -1) -> dict[str, torch.Tensor]:
     return load_file(folder.checkpoint(folder.checkpoint_tokens()[place]) / "weights.safetensors")
 
 
-def test_transformers_alone_has_our_logits_and_our_ids(trained, settings, run, tmp_path) -> None:
-    declared = [*settings, f"paths.runs={trained['one'].path.parents[1]}", *SHORT]
+def test_transformers_alone_has_our_logits_and_our_ids(folder, family_runs, settings, run, tmp_path) -> None:
+    declared = [*settings, f"paths.runs={family_runs}", "+variant=chinese", "stage=basic"]
     result = run("export", *declared, f"out={tmp_path / 'out'}", "export.dtype=fp32", "format=json")
     assert result.code == 0, result.err
     document = json.loads(result.out)
     assert sorted(document["files"]) == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert document["max_logit_difference"] < 1e-5
-    assert (document["dtype"], document["tokens"]) == ("fp32", trained["one"].checkpoint_tokens()[-1])
+    assert (document["dtype"], document["tokens"]) == ("fp32", folder.checkpoint_tokens()[-1])
     assert "held-out sequences of 32 tokens" in (tmp_path / "out" / "README.md").read_text()
 
     script = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "out"), str(tmp_path / "logits.pt")]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ids, continued = json.loads(done.stdout)
-    config = from_yaml(trained["one"].config)
+    config = from_yaml(folder.config)
     assert ids == Tokenizer.load(config.tokenizer).encode(TEXT)
     model = build_model(config.model, "sdpa", torch.device("cpu"))
-    model.load_state_dict(weights_of(trained["one"]))
+    model.load_state_dict(weights_of(folder))
     with torch.no_grad():
         ours = model.logits(torch.tensor([ids]))
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), ours, atol=1e-5, rtol=0)
     assert continued[len(ids)] == int(ours[0, -1].argmax()), "the likeliest token comes first, without being asked for"
 
 
-def test_a_checkpoint_that_two_ranks_wrote_sharded_exports_as_that_of_one(trained, run, tmp_path) -> None:
-    found = {}
-    for name, folder in trained.items():
-        out = tmp_path / name
-        result = run("export", f"run={folder.path}", f"out={out}", "export.dtype=fp32", "export.shard_gib=5e-5")
-        assert result.code == 0, result.err
-        files = sorted(out.glob("model-*.safetensors"))
-        assert len(files) > 1
-        found[name] = {key: tensor for path in files for key, tensor in load_file(path).items()}
-        wanted = to_hf(weights_of(folder), from_yaml(folder.config).model)
-        assert found[name].keys() == wanted.keys()
-        assert all(torch.equal(found[name][key], wanted[key]) for key in wanted)
-    for key, tensor in found["one"].items():  # the ranks add gradients up in another order
-        torch.testing.assert_close(found["sharded"][key], tensor, atol=1e-3, rtol=1e-3)
+def test_an_export_in_several_files_holds_what_two_ranks_wrote_in_parts(folder, run, tmp_path) -> None:
+    result = run(
+        "export", f"run={folder.path}", f"out={tmp_path / 'out'}", "export.dtype=fp32", "export.shard_gib=5e-5"
+    )
+    assert result.code == 0, result.err
+    files = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(files) > 1
+    found = {key: tensor for path in files for key, tensor in load_file(path).items()}
+    wanted = to_hf(weights_of(folder), from_yaml(folder.config).model)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_an_earlier_checkpoint_is_exported_when_it_is_named_and_one_that_is_not_there_is_refused(
-    trained, run, tmp_path
+    folder, run, tmp_path
 ) -> None:
-    folder = trained["one"]
     first, *_ = folder.checkpoint_tokens()
     missing = run("export", f"run={folder.path}", f"out={tmp_path / 'out'}", f"at_tokens={first + 1}")
     assert missing.code == 2
@@ -116,22 +101,18 @@ def test_an_earlier_checkpoint_is_exported_when_it_is_named_and_one_that_is_not_
     assert torch.equal(exported["model.norm.weight"], weights_of(folder, 0)["norm.weight"].bfloat16())
 
 
-def test_refusals_are_one_message_and_leave_nothing(trained, run, tmp_path) -> None:
+def test_refusals_are_one_message_and_leave_nothing(family_runs, run, tmp_path) -> None:
     def refused(code: int, words: str, *arguments: str) -> None:
         result = run("export", *arguments)
         assert (result.code, result.err.count("\n")) == (code, 1), result.err
         assert words in result.err
-        assert not (tmp_path / "out").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
-    folder, out = trained["sharded"], f"out={tmp_path / 'out'}"
+    copy_runs(family_runs, tmp_path / "runs", [("basic", "chinese")])
+    folder, out = RunFolder(only_run(tmp_path / "runs")), f"out={tmp_path / 'out'}"
     refused(2, "out has no value", f"run={folder.path}")
     refused(2, "exists, and nothing is overwritten", f"run={folder.path}", f"out={folder.path}")
     refused(2, "is not the directory of a run", f"run={tmp_path}", out)
     path = folder.checkpoint(folder.checkpoint_tokens()[-1]) / "weights.safetensors"
-    content = path.read_bytes()
-    try:
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        refused(3, f"{path} is damaged", f"run={folder.path}", out)
-    finally:
-        path.write_bytes(content)
-    assert list(Path(tmp_path).iterdir()) == []
+    flip(path)
+    refused(3, f"{path} is damaged", f"run={folder.path}", out)

@@ -4,59 +4,35 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT
+from tests.end_to_end.conftest import copy_runs, only_run
+from tests.end_to_end.faults import flip
+from tinyllama.model.transformers import load_hf
 
-TINY = [
-    "stages.basic.tokens=8K", "stages.continual.tokens=4K", "stages.continual.ramp_tokens=2K",
-    "schedule.horizon_tokens=12K", "checkpoint.milestones=[3072]", "tracking=none", "generation.max_tokens=12",
-]  # fmt: skip
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("transformers")]
+
 GREEDY = "generation.temperature=0"
 PROMPT = "the river, (of) 山"
-THEIRS = """
-import json, sys, torch
-library = torch.library.Library("torchvision", "FRAGMENT")
-try:
-    import torchvision
-except Exception:
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, prompt = sys.argv[1:]
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer(prompt, return_tensors="pt")
-tokens = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=12, do_sample=False)
-assert "tinyllama" not in sys.modules
-print(json.dumps(tokenizer.decode(tokens[0], skip_special_tokens=True)))
-"""
+
+
+@pytest.fixture
+def trained(settings, family_runs):
+    """Overrides of the shared family."""
+    return [*settings, f"paths.runs={family_runs}", "generation.max_tokens=12"]
 
 
 @pytest.fixture(scope="module")
-def trained(settings, shell, tmp_path_factory):
-    """Overrides of a family of which the basic stage and the chinese continual stage stand."""
-    overrides = [*settings, *TINY, f"paths.runs={tmp_path_factory.mktemp('leaves') / 'runs'}"]
-    for chosen in (["stage=basic"], ["stage=continual", "+variant=chinese"]):
-        result = shell("train", *overrides, *chosen)
-        assert result.code == 0, result.err
-    return overrides
-
-
-@pytest.fixture(scope="module")
-def exported(trained, shell, tmp_path_factory):
-    """The chinese leaf in Hugging Face's layout, its weights as they were trained."""
+def exported(settings, family_runs, shell, tmp_path_factory):
+    """The chinese continual model in Hugging Face's layout, its weights as they were trained."""
     folder = tmp_path_factory.mktemp("exported") / "chinese"
-    result = shell("export", *trained, "+variant=chinese", "stage=continual", f"out={folder}", "export.dtype=fp32")
+    declared = [*settings, f"paths.runs={family_runs}", "+variant=chinese", "stage=continual"]
+    result = shell("export", *declared, f"out={folder}", "export.dtype=fp32")
     assert result.code == 0, result.err
     return folder
-
-
-def the_run(trained, stage):
-    """The directory of the first run of a stage."""
-    runs = next(text for text in trained if text.startswith("paths.runs=")).partition("=")[2]
-    return sorted(Path(runs).glob(f"demo/{stage}-*"))[0]
 
 
 def document(result):
@@ -64,7 +40,6 @@ def document(result):
     return json.loads(result.out)
 
 
-@pytest.mark.slow
 def test_the_greedy_text_is_that_of_the_exported_folder_here_and_in_transformers(trained, exported, run):
     ours = document(
         run("generate", *trained, "+variant=chinese", "stage=continual", GREEDY, f"prompt={PROMPT}", "format=json")
@@ -72,12 +47,12 @@ def test_the_greedy_text_is_that_of_the_exported_folder_here_and_in_transformers
     assert ours["prompt"] == PROMPT and 0 < ours["tokens"] <= 12
     shown = run("generate", *trained, GREEDY, f"run={exported}", f"prompt={PROMPT}")
     assert (shown.code, shown.out, shown.err) == (0, f"{PROMPT}{ours['text']}\n", "")
-    theirs = run_python("-c", THEIRS, str(exported), PROMPT, env={"PYTHONPATH": ""})
-    assert theirs.code == 0, theirs.err
-    assert json.loads(theirs.out) == PROMPT + ours["text"]
+    theirs, tokenizer = load_hf(exported, torch.float32)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    tokens = theirs.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert tokenizer.decode(tokens[0], skip_special_tokens=True) == PROMPT + ours["text"]
 
 
-@pytest.mark.slow
 def test_one_prompt_is_continued_by_each_model_of_a_sweep_once_parents_first(trained, run):
     sweep = [*trained, "+variant=chinese", "stage=continual,basic", GREEDY, f"prompt={PROMPT}"]
     basic, continual = document(run("generate", *sweep, "format=json"))["models"]
@@ -93,16 +68,14 @@ def test_one_prompt_is_continued_by_each_model_of_a_sweep_once_parents_first(tra
     )
 
 
-@pytest.mark.slow
 def test_an_earlier_checkpoint_is_named_by_its_tokens(trained, run):
     basic = [*trained, "stage=basic", GREEDY, f"prompt={PROMPT}", "format=json"]
-    early, last = (document(run("generate", *basic, *chosen))["text"] for chosen in (["at_tokens=3072"], []))
+    early, last = (document(run("generate", *basic, *chosen))["text"] for chosen in (["at_tokens=8192"], []))
     assert early != last
     result = run("generate", *basic, "at_tokens=5")
-    assert result.code == 2 and "at_tokens=5" in result.err and "3072" in result.err
+    assert result.code == 2 and "at_tokens=5" in result.err and "8192" in result.err
 
 
-@pytest.mark.slow
 def test_standard_input_is_continued_and_who_stops_reading_ends_it_quietly(trained):
     command = [sys.executable, "-m", "tinyllama.generate", *trained, "stage=basic", "generation.max_tokens=24"]
     process = subprocess.Popen(
@@ -117,7 +90,6 @@ def test_standard_input_is_continued_and_who_stops_reading_ends_it_quietly(train
     assert process.wait() == 0
 
 
-@pytest.mark.slow
 def test_a_text_that_fills_the_context_ends_there_with_a_word(trained, run):
     result = run("generate", *trained, "stage=basic", "generation.max_tokens=999", "prompt=the")
     assert result.code == 0
@@ -128,16 +100,17 @@ def test_a_text_that_fills_the_context_ends_there_with_a_word(trained, run):
     assert result.code == 2 and "leaves no room in the 32 tokens" in result.err
 
 
-@pytest.mark.slow
-def test_damage_and_absence_are_told_in_one_message(trained, run, tmp_path):
-    result = run("generate", *trained, "stage=cooldown", "prompt=the")
+def test_damage_and_absence_are_told_in_one_message(trained, family_runs, run, tmp_path):
+    result = run("generate", *trained, "stage=cooldown", "seed=2", "prompt=the")
     assert result.code == 2 and "stage=cooldown of variant=slimpajama has not been trained" in result.err
     result = run("generate", *trained, f"run={tmp_path}", "prompt=the")
     assert result.code == 2 and f"run={tmp_path}" in result.err
     (tmp_path / "config.json").write_text("{}")
     result = run("generate", *trained, f"run={tmp_path}", "prompt=the")
     assert result.code == 2 and f"{tmp_path} cannot be loaded as a Hugging Face model" in result.err
-    weights = the_run(trained, "continual") / "checkpoints" / "000000000012288" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    result = run("generate", *trained, f"run={the_run(trained, 'continual')}", "prompt=the")
+    copy_runs(family_runs, tmp_path / "runs", [("basic", "chinese")])
+    here = only_run(tmp_path / "runs")
+    weights = max((here / "checkpoints").iterdir()) / "weights.safetensors"
+    flip(weights)
+    result = run("generate", *trained, f"run={here}", "prompt=the")
     assert result.code == 3 and str(weights) in result.err and result.out == ""

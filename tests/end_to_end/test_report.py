@@ -8,25 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.conftest import copy_runs, run_folder
 from tinyllama.lineage import mlflow
 from tinyllama.lineage.mlflow_reading import points_asked, read_histories
 from tinyllama.lineage.mlflow_store import MlflowStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("report")]
 
 
 @pytest.fixture(scope="module")
-def trained(settings, shell, tmp_path_factory) -> Path:
-    """A runs folder with basic and the continual of two variants, recorded in MLflow."""
+def trained(family_runs, tmp_path_factory) -> Path:
+    """A runs folder with basic and the continual of two variants, recorded in MLflow; copies of the shared family's."""
     runs = tmp_path_factory.mktemp("reported") / "runs"
-    result = shell("train", "-m", *settings, f"paths.runs={runs}", "+variant=standard,chinese", "stage=basic,continual")
-    assert result.code == 0, result.err
-    return runs
+    return copy_runs(family_runs, runs, [("basic", "standard"), ("continual", "standard"), ("continual", "chinese")])
 
 
 @pytest.fixture(scope="module")
 def page(trained, settings, shell) -> str:
-    result = shell("report", *settings, f"paths.runs={trained}")
+    result = shell("report", *settings, f"paths.runs={trained}", "tracking=mlflow")
     assert result.code == 0, result.err
     path = trained / "demo" / "report.html"
     assert result.out.splitlines()[-1] == f"report: {path}"
@@ -64,7 +63,9 @@ def test_the_page_has_every_run_and_step_of_the_family(trained, page):
 
 
 def test_the_summary_tells_each_run_in_a_line_and_where_the_store_and_the_page_are(trained, page, small, run):
-    result = run("report", *small, f"paths.runs={trained}", f"out={trained / 'elsewhere' / 'page.html'}")
+    result = run(
+        "report", *small, f"paths.runs={trained}", "tracking=mlflow", f"out={trained / 'elsewhere' / 'page.html'}"
+    )
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     assert len(lines) == 7
@@ -75,15 +76,15 @@ def test_the_summary_tells_each_run_in_a_line_and_where_the_store_and_the_page_a
     assert drawn((trained / "elsewhere" / "page.html").read_text()) == drawn(page)
 
 
-def test_mlflow_alone_gives_the_same_page(trained, page, settings, shell, tmp_path):
+def test_mlflow_alone_gives_the_same_page(trained, page, settings, run, tmp_path):
     runs = tmp_path / "moved"
     runs.mkdir()
     shutil.copy(trained / "mlflow.db", runs)
     hidden = trained.with_name("hidden")
     (trained / "demo").rename(hidden)
     try:
-        asked = [f"paths.runs={runs}", "report.source=mlflow", f"out={tmp_path / 'page.html'}"]
-        result = shell("report", *settings, *asked)
+        asked = [f"paths.runs={runs}", "tracking=mlflow", "report.source=mlflow", f"out={tmp_path / 'page.html'}"]
+        result = run("report", *settings, *asked)
     finally:
         hidden.rename(trained / "demo")
     assert (result.code, result.err) == (0, "")
@@ -106,10 +107,9 @@ def test_a_server_is_asked_for_the_same_as_the_file_is_read_for(trained):
         assert all(one.metrics[name].tolist() == other.metrics[name].tolist() for name in one.metrics)
 
 
-def test_a_run_that_is_cut_off_in_a_line_is_reported_as_unfinished(trained, small, run, tmp_path):
-    runs = tmp_path / "runs"
-    shutil.copytree(trained / "demo", runs / "demo", ignore=shutil.ignore_patterns("report.html", "evaluations"))
-    (basic,) = (runs / "demo").glob("basic-*")
+def test_a_run_that_is_cut_off_in_a_line_is_reported_as_unfinished(family_runs, small, run, tmp_path):
+    copy_runs(family_runs, tmp_path / "runs", [("basic", "standard"), ("continual", "standard")])
+    basic = run_folder(tmp_path / "runs", "basic", "standard")
     (basic / "DONE").unlink()
     metrics = basic / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-40])
@@ -132,7 +132,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_reported_gets_one_message(case, trained, small, run):
     overrides, words = REFUSED[case]
-    result = run("report", *small, f"paths.runs={trained}", *overrides)
+    result = run("report", *small, f"paths.runs={trained}", "tracking=mlflow", *overrides)
     assert (result.code, result.out) == (2, "")
     assert result.err.count("error:") == 1
     assert [word for word in words if word not in result.err] == []

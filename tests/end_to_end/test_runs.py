@@ -1,6 +1,5 @@
 """Single runs: on any number of processes, interrupted, resumed, damaged."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,16 +11,17 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.end_to_end.conftest import lines, only_run, run_folder
+from tests.end_to_end.faults import flip
 from tests.forked import Forked
+from tests.shared import copy_of, shared_folder
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-LONGER = ["stage=basic", "stage.tokens=80K", "schedule.horizon_tokens=80K", "trace=true", "tracking=none"]
-
-
-def only_run(runs: Path) -> Path:
-    (folder,) = (runs / "demo").iterdir()
-    return folder
+BASIC = ["stage=basic", "trace=true"]
+"""As the shared family's basic stage was trained: 16 steps, on two ranks with ZeRO-3."""
+LONGER = ["stage=basic", "stage.tokens=40K", "schedule.horizon_tokens=40K", "trace=true"]
+"""39 steps."""
 
 
 def final_weights(runs: Path) -> dict:
@@ -30,7 +30,7 @@ def final_weights(runs: Path) -> dict:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
 
 
 def wait_for_steps(process: Forked, runs: Path, steps: int) -> None:
@@ -39,17 +39,27 @@ def wait_for_steps(process: Forked, runs: Path, steps: int) -> None:
         found = list(runs.glob("demo/*/metrics.jsonl"))
         if found and found[0].read_text().count("\n") >= steps:
             return
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError(f"ended before step {steps}: {process.communicate()[1]}")
 
 
 @pytest.fixture(scope="session")
 def unbroken(settings, shell, tmp_path_factory):
-    """A run of 78 steps that nothing disturbed."""
-    runs = tmp_path_factory.mktemp("unbroken") / "runs"
-    result = shell("train", *settings, f"paths.runs={runs}", *LONGER)
-    assert result.code == 0, result.err
-    return runs
+    """A run of 39 steps that nothing disturbed."""
+
+    def build(runs: Path) -> None:
+        result = shell("train", *settings, f"paths.runs={runs}", *LONGER)
+        assert result.code == 0, result.err
+
+    return shared_folder(tmp_path_factory, "unbroken", build)
+
+
+def assert_like_the_family(runs: Path, family_runs: Path) -> None:
+    """The run has the samples of the shared family's basic stage, and its losses up to rounding."""
+    here, there = only_run(runs), run_folder(family_runs, "basic", "standard")
+    assert here.name == there.name
+    assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
+    assert losses(here) == pytest.approx(losses(there), abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +72,17 @@ def unbroken(settings, shell, tmp_path_factory):
     ids=" ".join,
 )
 def test_the_samples_are_the_same_on_any_processes_micro_batch_workers_and_zero_stage(
-    unbroken, small, shell, tmp_path, placement
+    family_runs, small, shell, tmp_path, placement
 ):
-    result = shell("train", *small, *LONGER, *placement)
+    result = shell("train", *small, *BASIC, *placement)
     assert result.code == 0, result.err
-    here, there = only_run(tmp_path / "runs"), only_run(unbroken)
-    assert here.name == there.name
-    assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
-    assert losses(here) == pytest.approx(losses(there), abs=2e-3)
+    assert_like_the_family(tmp_path / "runs", family_runs)
 
 
-def test_torchrun_may_start_the_ranks(unbroken, small, tmp_path):
+def test_torchrun_may_start_the_ranks(family_runs, small, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tinyllama.train"]
     done = subprocess.run(
-        [sys.executable, *torchrun, *small, *LONGER],
+        [sys.executable, *torchrun, *small, *BASIC],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -83,40 +90,29 @@ def test_torchrun_may_start_the_ranks(unbroken, small, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    here, there = only_run(tmp_path / "runs"), only_run(unbroken)
-    assert (here / "samples.jsonl").read_bytes() == (there / "samples.jsonl").read_bytes()
-    assert losses(here) == pytest.approx(losses(there), abs=2e-3)
+    assert_like_the_family(tmp_path / "runs", family_runs)
 
 
-def test_a_signal_stops_in_good_order_and_the_same_command_goes_on_bit_for_bit(unbroken, small, tmp_path, begin, shell):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_continues_bit_for_bit_without_a_repeated_or_missing_step(
+    unbroken, small, tmp_path, begin, shell, number
+):
+    """Asked to stop, in good order; killed, from its last checkpoint."""
     process = begin("train", *small, *LONGER)
-    wait_for_steps(process, tmp_path / "runs", 20)
-    process.send_signal(signal.SIGTERM)
+    wait_for_steps(process, tmp_path / "runs", 8)
+    while not list((only_run(tmp_path / "runs") / "checkpoints").glob("0*")):  # it may still be on its way to the disk
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert "goes on from there" in err
+    assert process.returncode == {signal.SIGTERM: 75, signal.SIGKILL: -signal.SIGKILL}[number], err
+    assert "goes on from there" in err or number == signal.SIGKILL
     result = shell("train", *small, *LONGER)
     assert result.code == 0, result.err
     assert "goes on after step" in result.err
     here = only_run(tmp_path / "runs")
     assert (here / "samples.jsonl").read_bytes() == (only_run(unbroken) / "samples.jsonl").read_bytes()
-    steps = [json.loads(line)["step"] for line in (here / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 79))
-    ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint_without_a_repeated_or_missing_step(
-    unbroken, small, tmp_path, begin, shell
-):
-    process = begin("train", *small, *LONGER)
-    wait_for_steps(process, tmp_path / "runs", 15)
-    process.kill()
-    process.communicate()
-    result = shell("train", *small, *LONGER)
-    assert result.code == 0, result.err
-    here = only_run(tmp_path / "runs")
-    assert (here / "samples.jsonl").read_bytes() == (only_run(unbroken) / "samples.jsonl").read_bytes()
+    assert [line["step"] for line in lines(here / "metrics.jsonl")] == list(range(1, 40))
     ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
@@ -128,54 +124,53 @@ def test_a_run_that_is_done_says_so_and_leaves(unbroken, settings, run):
 
 
 def test_only_the_last_checkpoints_and_the_milestones_stay(small, shell, tmp_path):
-    result = shell("train", *small, *LONGER, "checkpoint.milestones=[10K]", "checkpoint.every_tokens=10K")
+    keeping = ["stage.tokens=20K", "checkpoint.milestones=[2K]", "checkpoint.every_tokens=2K"]
+    result = shell("train", *small, *LONGER, *keeping)
     assert result.code == 0, result.err
     kept = sorted(int(path.name) for path in (only_run(tmp_path / "runs") / "checkpoints").iterdir())
-    assert kept == [10240, 60416, 70656, 79872]
+    assert kept == [2048, 16384, 18432, 20480]
 
 
 @pytest.fixture
-def half(small, tmp_path, begin):
-    """A run that was killed after two checkpoints."""
-    process = begin("train", *small, *LONGER)
-    wait_for_steps(process, tmp_path / "runs", 15)
+def half(unbroken, tmp_path):
+    """A run that was killed after step 37: a copy of the unbroken one without what came later."""
+    copy_of(unbroken, tmp_path / "runs")
     folder = only_run(tmp_path / "runs")
-    while len(list(folder.glob("checkpoints/0*"))) < 2:  # the second may still be on its way to the disk
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    for leftover in folder.glob("checkpoints/.*"):
-        shutil.rmtree(leftover)
+    (folder / "DONE").unlink()
+    newest = max((folder / "checkpoints").iterdir())
+    assert int(newest.name) == 39 * 1024
+    shutil.rmtree(newest)
+    for journal in ("metrics.jsonl", "samples.jsonl"):
+        kept = (folder / journal).read_text().splitlines(keepends=True)[:37]
+        (folder / journal).write_text("".join(kept))
     return folder
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_the_run_refuses(half, small, shell):
-    older, newer = sorted((half / "checkpoints").glob("0*"))[-2:]
-    _flip(newer / "weights.safetensors")
+def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_the_run_refuses(
+    half, unbroken, small, shell, tmp_path
+):
+    older, newer = sorted((half / "checkpoints").iterdir())[-2:]
+    flip(newer / "weights.safetensors")
     result = shell("train", *small, *LONGER)
     assert result.code == 0
     assert "weights.safetensors is damaged" in result.err
+    assert f"goes on after step {int(older.name) // 1024}" in result.err
+    ours, theirs = final_weights(tmp_path / "runs"), final_weights(unbroken)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
     (half / "DONE").unlink()
     for checkpoint in (half / "checkpoints").iterdir():
-        _flip(checkpoint / "exp_avg.safetensors")
+        flip(checkpoint / "exp_avg.safetensors")
     result = shell("train", *small, *LONGER)
     assert result.code == 3
     assert "none of the" in result.err and "Traceback" not in result.err
 
 
-def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, begin, shell):
-    endless = [*small, "stage=basic", "stage.tokens=10M", "schedule.horizon_tokens=10M", "tracking=none"]
+def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, begin, run):
+    endless = [*small, "stage=basic", "stage.tokens=10M", "schedule.horizon_tokens=10M"]
     process = begin("train", *endless)
     wait_for_steps(process, tmp_path / "runs", 2)
-    second = shell("train", *endless)
+    second = run("train", *endless)
     process.kill()
     process.communicate()
     assert second.code == 2
     assert "is being trained by another process" in second.err
-
-
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)

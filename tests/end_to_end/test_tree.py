@@ -7,7 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import initialize_config_dir
 
+from tests.end_to_end.conftest import copy_runs, lines, run_folder
+from tests.shared import copy_of
+from tinyllama.config.app import compose_path
+from tinyllama.config.location import conf_folder
 from tinyllama.data.prepare import prepare_corpus
 from tinyllama.data.streaming import ShardStore
 from tinyllama.world import World
@@ -16,30 +22,16 @@ QUIET = ["tracking=none", "trace=true"]
 BASIC = [*QUIET, "stage=basic", "checkpoint.milestones=[8K]"]
 
 
-@pytest.fixture(scope="session")
-def trained(settings, shell, tmp_path_factory) -> Path:
-    """A runs folder in which basic, and chinese's continual, are done."""
-    runs = tmp_path_factory.mktemp("trained") / "runs"
-    sweep = ["+variant=chinese", "stage=basic,continual", "checkpoint.milestones=[8K]", *QUIET]
-    result = shell("train", "-m", *settings, f"paths.runs={runs}", *sweep)
-    assert result.code == 0, result.err
-    return runs
-
-
 @pytest.fixture
-def standing(trained, tmp_path) -> Path:
-    """A copy of it for the test alone."""
-    shutil.copytree(trained, tmp_path / "runs")
+def standing(family_runs, tmp_path) -> Path:
+    """Copies of basic and of chinese's continual for the test alone."""
+    copy_runs(family_runs, tmp_path / "runs", [("basic", "chinese"), ("continual", "chinese")])
     return tmp_path / "runs" / "demo"
 
 
 def only(family: Path, stage: str) -> Path:
     (folder,) = family.glob(f"{stage}-*")
     return folder
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 CHANGES = {
@@ -116,19 +108,17 @@ def test_an_identity_that_does_not_give_its_directory_is_damage(standing, small,
     assert str(identity) in result.err and "damaged" in result.err
 
 
-def test_a_checkpoint_is_adopted_under_a_declared_identity_and_says_so(standing, small, shell, run):
-    old = only(standing, "basic")
+def test_a_checkpoint_is_adopted_under_a_declared_identity_and_says_so(family_runs, adopted_runs, settings, run):
+    old, (new,) = run_folder(family_runs, "basic", "chinese"), (adopted_runs / "demo").iterdir()
     source = old / "checkpoints" / f"{8192:015d}"
-    command = [*small, *BASIC, "seed=1", f"adopt={source}"]
-    result = shell("train", *command)
-    assert result.code == 0, result.err
-    (new,) = set(standing.glob("basic-*")) - {old}
+    assert new.name != old.name
     assert [line["step"] for line in lines(new / "metrics.jsonl")] == list(range(9, 17))
     manifests = [json.loads(path.read_text()) for path in sorted(new.glob("checkpoints/*/manifest.json"))]
     assert {manifest["adopted"]["path"] for manifest in manifests} == {str(source)}
     assert {manifest["adopted"]["digest"] for manifest in manifests} == {
         json.loads((old / "identity.json").read_text())["digest"]
     }
+    command = [*settings, f"paths.runs={adopted_runs}", *BASIC, "seed=1", f"adopt={source}"]
     assert "is done" in run("train", *command).err
 
 
@@ -187,26 +177,35 @@ def test_a_sweep_keeps_the_checkpoint_that_one_of_its_runs_forks_from(small, she
     assert lines(only(family, "continual") / "metrics.jsonl")[0]["tokens"] == 5120 + 1024
 
 
-@pytest.fixture
-def hugging_face_folder(hugging_face, compose, small, data, tmp_path):
-    """A Llama as save_pretrained leaves it, in several files, with the tokenizer of the corpora."""
+@pytest.fixture(scope="module")
+def saved(hugging_face, settings, data, tmp_path_factory):
+    """A Llama as save_pretrained leaves it, in several files, with the tokenizer of the corpora; tests only read it."""
     from transformers import LlamaConfig
 
     from tinyllama.model.hf import hf_config
 
-    model = hugging_face(LlamaConfig(**hf_config(compose(*small)[-1].model)))
-    folder = tmp_path / "pretrained"
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose_path(settings)[-1]
+    model = hugging_face(LlamaConfig(**hf_config(config.model)))
+    folder = tmp_path_factory.mktemp("saved") / "pretrained"
     model.save_pretrained(folder, max_shard_size="50KB")
     shutil.copy(data / "tokenizers" / "demo.model", folder / "tokenizer.model")
     assert len(list(folder.glob("*.safetensors"))) > 1
     return folder, model
 
 
-@pytest.mark.parametrize("placement", [[], ["cluster.processes=2", "cluster.micro_batch=2", "cluster.zero_stage=3"]])
-def test_a_run_starts_from_a_hugging_face_folder(hugging_face_folder, small, shell, data, tmp_path, placement):
-    import torch
+@pytest.fixture
+def hugging_face_folder(saved, tmp_path) -> Path:
+    """A copy for the test alone."""
+    return copy_of(saved[0], tmp_path / "pretrained")
 
-    folder, theirs = hugging_face_folder
+
+@pytest.mark.xdist_group("transformers")
+def test_a_run_starts_from_a_hugging_face_folder(saved, small, shell, data, tmp_path):
+    """On two ranks with ZeRO-3, which place the weights in parts."""
+    folder, theirs = saved
+    placement = ["cluster.processes=2", "cluster.micro_batch=2", "cluster.zero_stage=3"]
+    placement += ["stage.tokens=2K", "stage.ramp_tokens=1K"]
     result = shell("train", *small, *QUIET, "+variant=chinese", "stage=continual", f"parent=hf:{folder}", *placement)
     assert result.code == 0, result.err
     run_folder = only(tmp_path / "runs" / "demo", "continual")
@@ -239,6 +238,7 @@ def other_positions(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": {"type": "linear", "factor": 2}}))
 
 
+@pytest.mark.xdist_group("transformers")
 @pytest.mark.parametrize(
     "spoil, overrides, words",
     [
@@ -253,7 +253,7 @@ def other_positions(folder: Path) -> None:
 def test_a_folder_that_does_not_fit_is_refused(
     hugging_face_folder, small, run, spoil: Callable[[Path], None] | None, overrides, words
 ):
-    folder, _ = hugging_face_folder
+    folder = hugging_face_folder
     if spoil is not None:
         spoil(folder)
     result = run("train", *small, "+variant=chinese", "stage=continual", f"parent=hf:{folder}", *overrides)
@@ -261,8 +261,9 @@ def test_a_folder_that_does_not_fit_is_refused(
     assert [word for word in words if word not in result.err] == []
 
 
-def test_a_sweep_starts_from_a_hugging_face_folder_where_its_own_first_stage_does(hugging_face_folder, small, run):
-    sweep = ["+variant=chinese,math_code", "stage=continual,cooldown", f"parent=hf:{hugging_face_folder[0]}"]
+@pytest.mark.xdist_group("transformers")
+def test_a_sweep_starts_from_a_hugging_face_folder_where_its_own_first_stage_does(saved, small, run):
+    sweep = ["+variant=chinese,math_code", "stage=continual,cooldown", f"parent=hf:{saved[0]}"]
     nodes = json.loads(run("plan", *small, *sweep, "format=json").out)["nodes"]
     assert [node["stage"] for node in nodes] == ["continual", "cooldown"] * 2
     digests = {node["digest"] for node in nodes}

@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.conftest import Result
+from tests.end_to_end.conftest import lines, only_run
+from tests.end_to_end.faults import wrong_at
+from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.checkpoint.manifest import read_manifest
 from tinyllama.config.checks import check_path
 from tinyllama.data.inventory import take_inventory
@@ -37,7 +40,7 @@ STAGE = [
 """Checkpoints fall after steps 6, 12, 18 and 23, the last."""
 STEPS = 23
 MARK = 511
-"""Stands in every place of a spoiled sample."""
+"""In every place of a spoiled sample whose loss is multiplied by the largest factor; one less for the next one."""
 
 
 class Bench:
@@ -57,23 +60,27 @@ class Bench:
         return self.folder(name)
 
     def folder(self, name: str = "runs") -> Path:
-        (folder,) = (self._runs / name / "demo").iterdir()
-        return folder
+        return only_run(self._runs / name)
 
-    def spoil(self, steps: Collection[int], factor: float, reading: Callable[[int], None] = lambda step: None) -> None:
+    def spoil(self, factors: Mapping[int, float], reading: Callable[[int], None] = lambda step: None) -> None:
         """One sample of each of these steps is marked when it is read, after `reading`; its loss is multiplied."""
+        marks = {factor: MARK - place for place, factor in enumerate(sorted(set(factors.values()), reverse=True))}
 
         def spoiling(order: Any, *args: Any, **kwargs: Any) -> Iterator[MicroBatch]:
-            spoiled = {_sample_of(order, step): step for step in steps}
+            spoiled = {_sample_of(order, step): step for step in factors}
             for micro in train_loader(order, *args, **kwargs):
                 found = [spoiled.get(pair) for pair in zip(micro.corpus.tolist(), micro.draw.tolist(), strict=True)]
-                for step in filter(None, found):
-                    reading(step)
-                marked = torch.tensor([step is not None for step in found])
-                yield replace(micro, tokens=micro.tokens.masked_fill(marked[:, None], MARK))
+                tokens = micro.tokens.clone()
+                for row, step in enumerate(found):
+                    if step is not None:
+                        reading(step)
+                        tokens[row] = marks[factors[step]]
+                yield replace(micro, tokens=tokens)
 
         def multiply(module: Llama, inputs: tuple[torch.Tensor], losses: torch.Tensor) -> torch.Tensor:
-            return losses * torch.where((inputs[0] == MARK).all(dim=1), factor, 1.0)
+            for factor, mark in marks.items():
+                losses = losses * torch.where((inputs[0] == mark).all(dim=1), factor, 1.0)
+            return losses
 
         def building(*args: Any) -> Llama:
             model = build_model(*args)
@@ -97,10 +104,6 @@ def bench(compose, small, monkeypatch, tmp_path) -> Bench:
     return Bench(compose, small, monkeypatch, tmp_path)
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def steps_of(path: Path) -> list[int]:
     return [line["step"] for line in lines(path)]
 
@@ -109,9 +112,8 @@ def skipped(folder: Path) -> list[int]:
     return [line["step"] for line in lines(folder / "metrics.jsonl") if "skipped" in line]
 
 
-def verified(run: Callable[..., Result], folder: Path) -> None:
-    result = run("verify", f"run={folder}")
-    assert result.code == 0, result.out + result.err
+def verified(folder: Path) -> None:
+    assert wrong_at(RunFolder(folder)) == []
 
 
 def final_state(folder: Path) -> dict:
@@ -131,17 +133,17 @@ def kill_after_checkpoint(folder: Path, step: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("factor", [math.inf, 1000.0], ids=["not finite", "spike"])
-def test_a_skipped_step_is_recorded_with_its_samples_and_a_run_killed_in_between_decides_and_ends_alike(
-    bench, run, factor
-):
-    bench.spoil([10, 15], factor)
+def test_a_skipped_step_is_recorded_with_its_samples_and_a_run_killed_in_between_decides_and_ends_alike(bench):
+    """One step's loss is not finite, another one's is a spike."""
+    spoiled = {10: math.inf, 15: 1000.0}
+    bench.spoil(spoiled)
     unbroken = bench.train(name="unbroken")
     assert skipped(unbroken) == steps_of(unbroken / "skipped.jsonl") == [10, 15]
     samples = {line["step"]: line["samples"] for line in lines(unbroken / "samples.jsonl")}
     for line in lines(unbroken / "skipped.jsonl"):
         assert line["samples"] == samples[line["step"]]
-        assert line["loss"] is None or line["loss"] > 20
+    not_finite, spike = (line["loss"] for line in lines(unbroken / "skipped.jsonl"))
+    assert not_finite is None and spike > 20
     assert steps_of(unbroken / "metrics.jsonl") == list(range(1, STEPS + 1))
     assert json.loads(final_state(unbroken)["optimizer"]) == {"step": STEPS - 2}
 
@@ -149,21 +151,21 @@ def test_a_skipped_step_is_recorded_with_its_samples_and_a_run_killed_in_between
         if step == 15:
             kill_after_checkpoint(bench.folder("killed"), 12)
 
-    bench.spoil([10, 15], factor, kill)
+    bench.spoil(spoiled, kill)
     with pytest.raises((SystemExit, TinyllamaError)):
         bench.train(name="killed")
     assert steps_of(bench.folder("killed") / "metrics.jsonl")[-1] == 14
-    bench.spoil([10, 15], factor)
+    bench.spoil(spoiled)
     killed = bench.train(name="killed")
     for name in ("samples.jsonl", "skipped.jsonl"):
         assert (killed / name).read_bytes() == (unbroken / name).read_bytes()
     assert final_state(killed) == final_state(unbroken)
     for folder in (unbroken, killed):
-        verified(run, folder)
+        verified(folder)
 
 
-def test_steps_skipped_in_a_row_go_back_once_and_then_end_the_run_with_an_explanation(bench, run):
-    bench.spoil([14, 15, 16, 17], math.inf)
+def test_steps_skipped_in_a_row_go_back_once_and_then_end_the_run_with_an_explanation(bench):
+    bench.spoil(dict.fromkeys([14, 15, 16, 17], math.inf))
     with pytest.raises(TinyllamaError) as ended:
         bench.train()
     message = str(ended.value)
@@ -174,17 +176,21 @@ def test_steps_skipped_in_a_row_go_back_once_and_then_end_the_run_with_an_explan
     assert "watch.skip_window=true" in message and "watch.mode=warn" in message
     assert steps_of(bench.folder() / "metrics.jsonl") == list(range(1, 17))
     assert steps_of(bench.folder() / "skipped.jsonl") == [14, 15, 16]
-    verified(run, bench.folder())
+    verified(bench.folder())
 
 
-def test_the_samples_between_the_checkpoint_and_the_last_skipped_step_can_be_passed_over(bench, run):
-    bench.spoil([14, 15, 16], math.inf)
+def test_the_samples_between_the_checkpoint_and_the_last_skipped_step_can_be_passed_over(
+    bench, store_template, tmp_path
+):
+    (tmp_path / "runs").mkdir()
+    shutil.copy(store_template, tmp_path / "runs" / "mlflow.db")
+    bench.spoil(dict.fromkeys([14, 15, 16], math.inf))
     folder = bench.train("watch.skip_window=true", "tracking=mlflow")
     assert skipped(folder) == steps_of(folder / "skipped.jsonl") == [13, 14, 15, 16]
     assert {line["why"] for line in lines(folder / "skipped.jsonl")} == {"passed over after going back"}
     assert steps_of(folder / "metrics.jsonl") == steps_of(folder / "samples.jsonl") == list(range(1, STEPS + 1))
     assert json.loads(final_state(folder)["optimizer"]) == {"step": STEPS - 4}
-    bench.spoil([], 1.0)
+    bench.spoil({})
     undisturbed = bench.train(name="undisturbed")
     samples = (folder / "samples.jsonl").read_bytes()
     assert samples == (undisturbed / "samples.jsonl").read_bytes()
@@ -192,26 +198,26 @@ def test_the_samples_between_the_checkpoint_and_the_last_skipped_step_can_be_pas
     assert losses[0][:12] == losses[1][:12]
     assert losses[0][12:16] == [None] * 4
     assert losses[0][16:] != losses[1][16:]
-    verified(run, folder)
+    verified(folder)
 
 
 def test_without_a_checkpoint_or_without_the_wish_to_go_back_the_run_ends_at_once(bench):
-    bench.spoil([3, 4, 5], math.nan)
+    bench.spoil(dict.fromkeys([3, 4, 5], math.nan))
     with pytest.raises(TinyllamaError, match="no checkpoint from before them"):
         bench.train(name="early")
-    bench.spoil([8, 9, 10], math.nan)
+    bench.spoil(dict.fromkeys([8, 9, 10], math.nan))
     with pytest.raises(TinyllamaError, match="watch.rollback=false"):
         bench.train("watch.rollback=false", name="unwanted")
     assert steps_of(bench.folder("unwanted") / "metrics.jsonl") == list(range(1, 11))
 
 
-@pytest.mark.parametrize("at, checkpoint", [(11, 6), (14, 12)])
+@pytest.mark.parametrize("at, checkpoint", [pytest.param(11, 6, marks=pytest.mark.soak), (14, 12)])
 def test_a_run_killed_while_it_passes_over_samples_goes_on_passing_from_a_checkpoint_that_its_journals_reach(
-    bench, run, at, checkpoint
+    bench, at, checkpoint
 ):
     """The checkpoint of step 12 is made twice: among the skipped steps, given up, and among those passed over."""
-    spoiled, settings = range(11, 15), ["watch.skip_window=true", "watch.patience_steps=4"]
-    bench.spoil(spoiled, math.inf)
+    spoiled, settings = dict.fromkeys(range(11, 15), math.inf), ["watch.skip_window=true", "watch.patience_steps=4"]
+    bench.spoil(spoiled)
     unbroken = bench.train(*settings, name="unbroken")
     assert skipped(unbroken) == list(range(7, 15))
 
@@ -219,15 +225,15 @@ def test_a_run_killed_while_it_passes_over_samples_goes_on_passing_from_a_checkp
         if step == at and 7 in skipped(bench.folder("killed")):
             kill_after_checkpoint(bench.folder("killed"), checkpoint)
 
-    bench.spoil(spoiled, math.inf, kill)
+    bench.spoil(spoiled, kill)
     with pytest.raises((SystemExit, TinyllamaError)):
         bench.train(*settings, name="killed")
     assert skipped(bench.folder("killed")) == list(range(7, at))
-    bench.spoil(spoiled, math.inf)
+    bench.spoil(spoiled)
     killed = bench.train(*settings, name="killed")
     for name in ("samples.jsonl", "skipped.jsonl"):
         assert (killed / name).read_bytes() == (unbroken / name).read_bytes()
     assert steps_of(killed / "metrics.jsonl") == list(range(1, STEPS + 1))
     assert final_state(killed) == final_state(unbroken)
     for folder in (unbroken, killed):
-        verified(run, folder)
+        verified(folder)

@@ -13,6 +13,8 @@ from tinyllama.errors import ConfigError
 from tinyllama.evaluation.harness import Answer, Questions, Row, ScoringLM
 from tinyllama.evaluation.suites import SUITES, Benchmark
 
+pytestmark = pytest.mark.xdist_group("evaluate")  # lm-eval takes seconds to import
+
 TASK = """\
 task: {name}
 dataset_path: {dataset}

@@ -11,6 +11,8 @@ from tests.reporting.figures.conftest import FAMILIES, assert_readable, drawn_te
 from tinyllama.reporting.figures.life import Life, lives
 from tinyllama.reporting.figures.mixture import mixture_figure
 
+pytestmark = pytest.mark.xdist_group("figures")  # composing the families is most of it
+
 
 def wide_axes(figure: Figure) -> list[Axes]:
     """Those of whole lives, from the top; the others show a ramp from near."""

@@ -13,6 +13,8 @@ from tests.reporting.figures.conftest import FAMILIES, assert_readable, drawn_te
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.reporting.figures.tree import tree_figure
 
+pytestmark = pytest.mark.xdist_group("figures")  # composing the families is most of it
+
 
 def boxes(figure):
     return {patch.get_gid(): patch.get_bbox() for patch in figure.axes[0].patches if patch.get_gid()}

@@ -131,7 +131,7 @@ def writer(tmp_path: Path) -> RunsWriter:
     return RunsWriter(tmp_path / "runs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> RunsWriter:
     """Three stages of three variants, of which the last is unfinished; with all that can happen to a run."""
     writer = RunsWriter(tmp_path_factory.mktemp("family") / "runs")

@@ -9,6 +9,8 @@ from tests.reporting.pages.conftest import FAMILY, lines_of
 from tinyllama.errors import ConfigError, DamageError
 from tinyllama.reporting.pages.runs import read_runs
 
+pytestmark = pytest.mark.xdist_group("page")  # one family for all of them
+
 
 @pytest.mark.slow
 def test_the_tree_stands_in_order_with_what_became_of_each_run(family):

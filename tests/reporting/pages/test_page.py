@@ -8,7 +8,7 @@ from tests.reporting.pages.conftest import lines_of
 from tinyllama.reporting.pages.page import page
 from tinyllama.reporting.pages.runs import read_runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
 
 
 @pytest.fixture(scope="module")

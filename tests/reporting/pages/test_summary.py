@@ -2,8 +2,12 @@
 
 from io import StringIO
 
+import pytest
+
 from tinyllama.reporting.pages.runs import read_runs
 from tinyllama.reporting.pages.summary import print_summary
+
+pytestmark = pytest.mark.xdist_group("page")  # one family for all of them
 
 
 def test_a_line_tells_a_runs_losses_and_what_it_reaches_where_it_was_asked(family):
