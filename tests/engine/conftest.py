@@ -1,7 +1,9 @@
 """Real ranks, forked from this process, and a small model to train in them."""
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ import torch
 
 from tinyllama.config.schema import ClusterConfig, ModelConfig, OptimizerConfig, Precision
 from tinyllama.engine import startup
+from tinyllama.engine.supervisor import Supervisor
 from tinyllama.engine.zero import StepResult, ZeroEngine
 from tinyllama.model.llama import build_model
 from tinyllama.world import World
+
+for name in ("comm.mori", "module_inject.auto_ep_layer", "runtime.superoffload.superoffload_stage3"):
+    import_module(f"deepspeed.{name}")  # the first engine of each rank would
 
 BATCH, SEQ, VOCAB = 8, 16, 1531
 MODEL = ModelConfig(  # odd sizes, so that its parameters do not divide evenly among ranks
@@ -92,24 +98,26 @@ def device_as_marked(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def in_ranks(tmp_path: Path) -> Iterator[Callable[..., list[Any]]]:
-    """in_ranks(2, function, ...) calls it in two ranks and returns what each returned."""
+def in_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """in_ranks(2, function, ...) calls it in two ranks and returns what each returned.
+
+    A single rank is forked too: an engine changes how its process allocates memory, for good.
+    """
     calls = count()
-    threads = torch.get_num_threads()
 
     def run(processes: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         folder = tmp_path / f"call-{next(calls)}"
         folder.mkdir()
 
         def main() -> None:
+            gc.freeze()  # DeepSpeed collects garbage: that would copy every page of the worker's objects
             try:
                 result = function(*args, **kwargs)
             finally:
                 startup.finalize()
             torch.save(result, folder / os.environ["RANK"])
 
-        assert startup.run_ranks(main, (), processes) == 0
+        assert Supervisor(main, (), processes).outcome() == 0
         return [torch.load(folder / str(rank), weights_only=False) for rank in range(processes)]
 
-    yield run
-    torch.set_num_threads(threads)
+    return run

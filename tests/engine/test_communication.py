@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from torch.distributed import ProcessGroup
 
 from tests.engine import conftest
 from tests.engine.conftest import Trainer, cluster
-from tests.engine.test_memory import MODEL
+from tests.engine.test_memory import MODEL as LARGE
+from tests.matrix import pairs_of
 from tinyllama.config.schema import ClusterConfig, Precision
 from tinyllama.planning.communication import LAYOUTS, Shape, Work, layout_of
 from tinyllama.planning.flops import num_parameters
 
-RANKS, SAMPLES = 4, 16
+RANKS, SAMPLES = 4, 8
+MODEL = replace(LARGE, num_layers=2, seq_len=8)
 COLLECTIVES = {
     "allreduce": 2,
     "all_gather_single": 1,
@@ -71,10 +74,15 @@ def counted_in_a_step(layout: ClusterConfig) -> Counter[tuple[int, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro_batch", [1, 2])
-@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
-@pytest.mark.parametrize(
-    "settings", [{"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}, {"zero_stage": 3, "shard_within_node": True}]
+@pairs_of(
+    settings=[
+        {"zero_stage": 1},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"zero_stage": 3, "shard_within_node": True},
+    ],
+    precision=[Precision.fp32, Precision.bf16],
+    micro_batch=[1, 2],
 )
 def test_a_step_sends_what_the_arithmetic_says(
     settings: dict[str, Any], precision: Precision, micro_batch: int, in_ranks: Callable[..., list[Any]],
