@@ -1,6 +1,7 @@
 """Fixtures for all tests: composing configs, and running commands inside this process or in one of their own."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from tinyllama.config.location import conf_folder
 from tinyllama.config.schema import RunConfig
 
 ROOT = Path(__file__).parents[1]
+
+WORKER_GIB = 1.5
+"""Each rank that a test forks copies the page tables of its worker: a worker that keeps growing slows all tests."""
 
 settings.register_profile("project", deadline=None)  # no test asserts on seconds
 settings.load_profile("project")
@@ -60,6 +64,14 @@ def shared_folders_are_only_read(tmp_path_factory: pytest.TempPathFactory) -> It
     """No test alters what all workers share (shared.py)."""
     yield
     assert altered(tmp_path_factory) == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def this_worker_stays_small() -> Iterator[None]:
+    """Tests that train in this process or keep models make it grow; they belong into ranks or a child (forked.py)."""
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert peak < WORKER_GIB, f"the tests of this worker have taken {peak:.1f} GiB"
 
 
 @pytest.fixture(autouse=True)

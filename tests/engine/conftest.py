@@ -97,27 +97,32 @@ def device_as_marked(request: pytest.FixtureRequest) -> None:
         pytest.skip("needs ranks on the CPU: hide the GPUs with CUDA_VISIBLE_DEVICES=")
 
 
+def call_in_ranks(folder: Path, processes: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+    """What a function returns in each of so many ranks, which leave it in an empty folder.
+
+    A single rank is forked too: an engine changes for good how its process allocates memory.
+    """
+
+    def main() -> None:
+        gc.freeze()  # DeepSpeed collects garbage: that would copy every page of the worker's objects
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            startup.finalize()
+        torch.save(result, folder / os.environ["RANK"])
+
+    assert Supervisor(main, (), processes).outcome() == 0
+    return [torch.load(folder / str(rank), weights_only=False) for rank in range(processes)]
+
+
 @pytest.fixture
 def in_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
-    """in_ranks(2, function, ...) calls it in two ranks and returns what each returned.
-
-    A single rank is forked too: an engine changes how its process allocates memory, for good.
-    """
+    """in_ranks(2, function, ...) calls it in two ranks and returns what each returned."""
     calls = count()
 
     def run(processes: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         folder = tmp_path / f"call-{next(calls)}"
         folder.mkdir()
-
-        def main() -> None:
-            gc.freeze()  # DeepSpeed collects garbage: that would copy every page of the worker's objects
-            try:
-                result = function(*args, **kwargs)
-            finally:
-                startup.finalize()
-            torch.save(result, folder / os.environ["RANK"])
-
-        assert Supervisor(main, (), processes).outcome() == 0
-        return [torch.load(folder / str(rank), weights_only=False) for rank in range(processes)]
+        return call_in_ranks(folder, processes, function, *args, **kwargs)
 
     return run

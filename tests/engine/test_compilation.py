@@ -1,8 +1,10 @@
 """Compiled models by real Inductor in real ranks: the same training, one graph, a cache that others use too."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.conftest import MODEL, OPTIMIZER, Trainer, batch, cluster
+from tests.engine.conftest import MODEL, OPTIMIZER, Trainer, batch, call_in_ranks, cluster
+from tests.forked import in_child
 from tinyllama.config.schema import ClusterConfig, ModelConfig, Precision
 from tinyllama.engine import startup
 from tinyllama.engine.compilation import CACHE, compile_model, compiles
@@ -20,7 +23,7 @@ from tinyllama.model.attention_choice import choose
 from tinyllama.model.llama import Llama, build_model
 from tinyllama.world import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compilation")]  # one worker compiles, once
 
 InRanks = Callable[..., list[Any]]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -36,9 +39,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cached_for_this_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread compiles: each rank would start a pool of processes."""
+    import torch._inductor.config
+
     monkeypatch.setenv(CACHE, str(cache))
-    yield
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def first_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """What the compiler counted in the first run with `cache`: stage 3, whose blocks share one graph."""
+    with pytest.MonkeyPatch.context() as patch, torch._inductor.config.patch(compile_threads=1):
+        patch.setenv(CACHE, str(cache))
+        return call_in_ranks(tmp_path_factory.mktemp("first"), 1, compile_a_step)[0]
+
+
+def compile_a_step() -> dict[str, int]:
+    torch._dynamo.utils.counters.clear()
+    Trainer(cluster(compile=True, zero_stage=3)).train(0, 1)
+    return counters()["inductor"]
 
 
 def near(curve: Sequence[tuple[float, float]]) -> Any:
@@ -84,16 +105,21 @@ def train(layout: ClusterConfig) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "processes, settings",
     [
-        (2, {"zero_stage": 1}),
-        (1, {"zero_stage": 2}),
         (2, {"zero_stage": 3}),
-        (2, {"zero_stage": 1, "activation_checkpointing": True}),
-        (4, {"zero_stage": 3, "shard_within_node": True, "activation_checkpointing": True}),
+        *(
+            pytest.param(processes, settings, marks=pytest.mark.soak)
+            for processes, settings in [
+                (2, {"zero_stage": 1}),
+                (1, {"zero_stage": 2}),
+                (2, {"zero_stage": 1, "activation_checkpointing": True}),
+                (4, {"zero_stage": 3, "shard_within_node": True, "activation_checkpointing": True}),
+            ]
+        ),
     ],
-    ids=["stage 1", "stage 2", "stage 3", "stage 1, checkpointing", "stage 3 within nodes, checkpointing"],
+    ids=["stage 3", "stage 1", "stage 2", "stage 1, checkpointing", "stage 3 within nodes, checkpointing"],
 )
 def test_a_compiled_model_trains_like_an_uncompiled_one_by_one_graph_from_the_first_step_on(
-    in_ranks: InRanks, processes: int, settings: dict[str, Any]
+    first_run: dict[str, int], in_ranks: InRanks, processes: int, settings: dict[str, Any]
 ) -> None:
     plain = in_ranks(processes, train, cluster(**settings))[0]
     for compiled in in_ranks(processes, train, cluster(compile=True, **settings)):
@@ -106,6 +132,7 @@ def test_a_compiled_model_trains_like_an_uncompiled_one_by_one_graph_from_the_fi
         assert not compiled["after all"]["graph_break"]
 
 
+@pytest.mark.soak
 def test_compiled_bf16_stays_near_fp32(in_ranks: InRanks) -> None:
     expected = in_ranks(1, train, cluster())[0]["curve"]
     compiled = in_ranks(1, train, cluster(compile=True, precision=Precision.bf16))[0]["curve"]
@@ -114,34 +141,29 @@ def test_compiled_bf16_stays_near_fp32(in_ranks: InRanks) -> None:
 
 
 def test_a_checkpoint_of_a_compiled_run_is_gone_on_from_uncompiled_and_the_reverse(
-    in_ranks: InRanks, tmp_path: Path
+    first_run: dict[str, int], in_ranks: InRanks, tmp_path: Path
 ) -> None:
     def go_on(compile: bool, turn: int) -> list[tuple[float, float]]:
-        trainer = Trainer(cluster(compile=compile), seed=turn)
+        trainer = Trainer(cluster(compile=compile, zero_stage=3), seed=turn)
         if turn:
             trainer.engine.load(tmp_path / f"end-{turn - 1}")
         curve = trainer.train(turn, turn + 1)
         trainer.saved(tmp_path / f"end-{turn}")
         return curve
 
-    curve = [in_ranks(2, go_on, compile, turn)[0][0] for turn, compile in enumerate((True, False, True))]
-    assert flat(curve) == near(in_ranks(2, lambda: Trainer(cluster()).train(0, 3))[0])
+    curve = [in_ranks(1, go_on, compile, turn)[0][0] for turn, compile in enumerate((True, False, True))]
+    assert flat(curve) == near(in_ranks(1, lambda: Trainer(cluster()).train(0, 3))[0])
 
 
-def test_what_one_run_has_compiled_the_ranks_of_the_next_find_on_the_disk(in_ranks: InRanks, tmp_path: Path) -> None:
-    def found() -> dict[str, int]:
-        os.environ[CACHE] = str(tmp_path / "cache")
-        torch._dynamo.utils.counters.clear()
-        Trainer(cluster(compile=True, zero_stage=3)).train(0, 1)
-        return counters()["inductor"]
-
-    first, second = in_ranks(2, found), in_ranks(2, found)
-    assert any("fxgraph_cache_miss" in one for one in first)
-    for one in second:
-        assert one["fxgraph_cache_hit"] == 2 and "fxgraph_cache_miss" not in one  # forward, backward
+def test_what_one_run_has_compiled_the_next_finds_on_the_disk(first_run: dict[str, int], in_ranks: InRanks) -> None:
+    assert "fxgraph_cache_miss" in first_run
+    (found,) = in_ranks(1, compile_a_step)
+    assert found["fxgraph_cache_hit"] == 2 and "fxgraph_cache_miss" not in found  # forward, backward
 
 
-def test_a_second_model_of_the_process_is_compiled_as_the_first_was() -> None:
+def test_a_second_model_of_the_process_is_compiled_as_the_first_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is Dynamo's, whatever compiles its graphs."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     with torch._dynamo.config.patch(recompile_limit=1):
         for samples in (2, 3):
             model = built()
@@ -149,12 +171,21 @@ def test_a_second_model_of_the_process_is_compiled_as_the_first_was() -> None:
             model(batch(0, samples)).mean().backward()
 
 
-def test_ranks_forked_from_a_process_that_has_compiled_compile_too(in_ranks: InRanks, tmp_path: Path) -> None:
-    def train_there() -> list[tuple[float, float]]:
-        os.environ[CACHE] = str(tmp_path / f"cache-{World.from_environment().size}")
-        return Trainer(cluster(compile=True, zero_stage=3)).train(0, 1)
+def compile_a_kernel(factor: float) -> list[float]:
+    """After a model has been prepared for the compiler, in a thread of the compiler's pool."""
+    torch.set_num_threads(1)  # as ranks do: OpenMP's threads do not outlive a fork
+    compile_model(built(), cluster(compile=True), World())
+    return torch.compile(lambda values: factor * values + values.sin())(torch.arange(3.0)).tolist()
 
-    assert flat(in_ranks(1, train_there)[0]) == near(in_ranks(2, train_there)[0])
+
+def test_ranks_forked_from_a_process_that_has_compiled_compile_too(in_ranks: InRanks) -> None:
+    def here_and_in_ranks() -> list[list[float]]:
+        with torch._inductor.config.patch(compile_threads=2):
+            compile_a_kernel(0.5)
+            return in_ranks(2, lambda: compile_a_kernel(1.5 + World.from_environment().rank))
+
+    found = in_child(here_and_in_ranks)
+    assert [values[2] for values in found] == pytest.approx([2 * factor + math.sin(2) for factor in (1.5, 2.5)])
 
 
 # ---------------------------------------------------------------- where it cannot be

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import Trainer, cluster
+from tests.forked import in_child
 from tinyllama.engine import heartbeat, startup, supervisor
 from tinyllama.engine.startup import run_ranks
 from tinyllama.errors import ConfigError, Stopped, TinyllamaError
@@ -46,7 +47,7 @@ def test_ranks_meet_and_know_their_places(processes: int, tmp_path: Path) -> Non
         (tmp_path / str(world.rank)).write_text(str(int(total)))
         startup.finalize()
 
-    assert run_ranks(main, (), processes) == 0
+    assert in_child(lambda: run_ranks(main, (), processes)) == 0  # a single rank runs in its caller
     sums = [path.read_text() for path in tmp_path.iterdir()]
     assert sums == [str(sum(range(processes)))] * processes
 
@@ -230,8 +231,12 @@ def test_a_rank_that_others_started_says_itself_that_it_has_waited_in_vain(monke
     def main() -> None:
         startup.initialize(cluster(timeout_minutes=1 / 60))
 
-    with pytest.raises(TinyllamaError, match="rank 0 has waited for cluster.timeout_minutes=0.0166667 while meeting"):
-        run_ranks(main, (), 1, timeout_minutes=1 / 60)
+    def message() -> str:
+        with pytest.raises(TinyllamaError) as caught:
+            run_ranks(main, (), 1, timeout_minutes=1 / 60)
+        return str(caught.value)
+
+    assert in_child(message).startswith("rank 0 has waited for cluster.timeout_minutes=0.0166667 while meeting")
 
 
 def test_before_training_a_signal_ends_all_ranks_at_once_even_one_that_waits_for_another() -> None:
