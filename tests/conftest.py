@@ -118,12 +118,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 @pytest.fixture(scope="session")
-def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
+def forkserver() -> Forkserver:
+    """The process from which this worker's commands are forked."""
+    return Forkserver()
+
+
+@pytest.fixture(scope="session")
+def begin(forkserver: Forkserver, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
     """begin("train", "stage=basic") starts a command in a process of its own, its imports paid (forked.py)."""
-    server = Forkserver()
 
     def begin_command(name: str, *arguments: str, **how: Any) -> Forked:
-        return server.start(f"tinyllama.{name}", arguments, tmp_path_factory.mktemp("begun"), **how)
+        return forkserver.start(f"tinyllama.{name}", arguments, tmp_path_factory.mktemp("begun"), **how)
 
     return begin_command
 

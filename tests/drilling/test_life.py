@@ -3,14 +3,15 @@
 import json
 import os
 import signal
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import tinyllama.drilling.life
 from tinyllama.checkpoint.layout import RunFolder
+from tinyllama.drilling.fork_server import ForkServer
 from tinyllama.drilling.life import Life, Pace, live
 from tinyllama.drilling.points import Kill, Placement
 
@@ -45,16 +46,23 @@ def folder(tmp_path):
     return RunFolder(tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.fixture
-def lead(folder, tmp_path, monkeypatch):
+def lead(server, folder, tmp_path, monkeypatch):
     """lead(body, kill) -> the life of a program."""
 
-    def lead_life(body: str, kill: Kill | None = None, limit_seconds: float = 60.0) -> Life:
+    def lead_life(body: str, kill: Kill | None = None, limit_seconds: float = 60.0, last_step: int = 1000) -> Life:
         program = tmp_path / "program.py"
         program.write_text(STEPS + body)
-        monkeypatch.setattr(tinyllama.drilling.life, "TRAIN", (sys.executable, str(program)))
+        monkeypatch.setattr(tinyllama.drilling.life, "TRAIN", program)
         paths = [str(folder.path), str(folder.writing(5))]
-        return live(paths, folder, Placement(1, 1), tmp_path / "log", kill, PACE, 2, limit_seconds)
+        log = tmp_path / "log"
+        return live(server, paths, folder, Placement(1, 1), log, kill, PACE, 2, last_step, limit_seconds)
 
     return lead_life
 
@@ -100,6 +108,12 @@ def test_a_checkpoint_that_was_missed_is_not_waited_for_for_ever(lead):
     life = lead("for number in range(1, 100): step(number)", Kill(signal.SIGKILL, "checkpoint", 4, 0.5))
     assert (life.signal, life.during) == (signal.SIGKILL, "step")
     assert life.at_step >= 7  # two steps lie between checkpoints
+
+
+def test_no_kill_waits_for_a_checkpoint_until_the_run_is_over(lead):
+    body = "for number in range(1, 8): step(number)\nstep(8)\ntime.sleep(100)"
+    life = lead(body, Kill(signal.SIGTERM, "checkpoint", 7, 0.5), last_step=10)
+    assert (life.signal, life.during, life.at_step) == (signal.SIGTERM, "step", 8)
 
 
 @pytest.mark.slow

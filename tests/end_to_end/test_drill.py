@@ -2,26 +2,25 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+import tinyllama.drilling.drill
 import tinyllama.drilling.life
+from tests.forked import Forkserver
+from tests.shared import copy_of, shared_folder
 from tinyllama.checkpoint.files import write_sealed
 from tinyllama.checkpoint.layout import RunFolder, Status
 from tinyllama.drilling.comparison import Comparison
 from tinyllama.proof.examination import Examination
 from tinyllama.proof.record import read_records
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 CONTINUAL = ["+variant=chinese", "stage=continual", "stage.tokens=16K"]
 
 
@@ -40,14 +39,29 @@ def processes_that_name(path: Path) -> list[str]:
 # ---------------------------------------------------------------- a run that loses nothing
 
 
+# The seed's kills: SIGKILL during a checkpoint and SIGTERM in a step of the run on its own rank, then SIGUSR1 during
+# the start-up of the other run, whose two attempts have two and four ranks.
+DRILL = ["drill.steps=12", "drill.kills=3", "drill.worlds=[2,4]", "drill.seed=292", "drill.keep=true", "format=json"]
+
+
 @pytest.fixture(scope="session")
-def drilled(settings, shell, tmp_path_factory):
+def drilled(settings, shell, tmp_path_factory) -> tuple[dict, str, Path]:
     """A drill whose stage has no parent yet: its document, what it said, its folder."""
-    runs = tmp_path_factory.mktemp("drilled") / "runs"
-    drill = ["drill.steps=12", "drill.kills=4", "drill.keep=true", "format=json"]
-    result = shell("drill", *settings, *CONTINUAL, f"paths.runs={runs}", *drill)
-    assert result.code == 0, result.err
-    return json.loads(result.out), result.err, runs
+
+    def build(folder: Path) -> None:
+        result = shell("drill", *settings, *CONTINUAL, f"paths.runs={folder / 'runs'}", *DRILL)
+        assert result.code == 0, result.err
+        (folder / "out.json").write_text(result.out)
+        (folder / "err.txt").write_text(result.err)
+
+    folder = shared_folder(tmp_path_factory, "drilled", build)
+    return json.loads((folder / "out.json").read_text()), (folder / "err.txt").read_text(), folder / "runs"
+
+
+@pytest.fixture
+def warm(forkserver: Forkserver, monkeypatch):
+    """Drills in this process fork their attempts from the tests' server and need no time to import."""
+    monkeypatch.setattr(tinyllama.drilling.drill, "ForkServer", lambda imports: nullcontext(forkserver.server))
 
 
 @pytest.mark.slow
@@ -58,11 +72,23 @@ def test_nothing_is_lost_in_kills_of_every_kind_on_mixed_ranks(drilled):
     assert document["worlds"] == [1, 2, 4]
     assert 0 <= document["max_loss_difference"] < 1e-4
     killed = [life for life in document["lives"] if life["signal"]]
-    assert document["kills"] == len(killed) == 4
+    assert document["kills"] == len(killed) == 3
     assert {life["signal"] for life in killed} == {"SIGKILL", "SIGTERM", "SIGUSR1"}
     assert any(life["resumed_from_step"] for life in document["lives"])
     assert [life["at_step"] for life in document["lives"] if life["exit_code"] == 0] == [12, 12, 12]
     assert processes_that_name(runs) == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_nothing_is_lost_in_twenty_kills(small, shell, world):
+    others = f"drill.worlds=[{','.join(str(each) for each in (1, 2, 4) if each != world)}]"
+    drill = ["drill.steps=60", "drill.kills=20", f"drill.seed={world}", f"cluster.processes={world}", others]
+    result = shell("drill", *small, "stage=basic", "stage.tokens=60K", *drill, "format=json", timeout=1800)
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert (document["kills"], document["worlds"]) == (20, [1, 2, 4])
 
 
 @pytest.mark.slow
@@ -95,8 +121,7 @@ def found(folder: Path) -> tuple[Path, Path]:
 def copies(drilled, tmp_path):
     """The drilled runs, to be damaged."""
     (folder,) = drilled[2].glob(".drill-*")
-    shutil.copytree(folder, tmp_path / "drill", symlinks=True)
-    return found(tmp_path / "drill")
+    return found(copy_of(folder, tmp_path / "drill"))
 
 
 def compare(unbroken: Path, broken: Path, tolerance: float = 0.0) -> dict[str, str]:
@@ -172,6 +197,7 @@ def test_other_weights_and_another_order_chain_are_found_though_their_manifest_v
     end = last_checkpoint(broken)
     content = bytearray((end / "weights.safetensors").read_bytes())
     content[-1] ^= 1
+    (end / "weights.safetensors").unlink()  # the copy shares it with the drilled runs
     (end / "weights.safetensors").write_bytes(content)
     files = json.loads((end / "manifest.json").read_text())["files"]
     files["weights.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
@@ -237,11 +263,10 @@ run.find_start = find_or_die
     ],
     ids=["forgets moments", "repeats a batch", "dies on resume"],
 )
-def test_a_resume_that_loses_something_is_found_out(run, small, tmp_path, monkeypatch, fault, differing, told):
+def test_a_resume_that_loses_something_is_found_out(run, warm, small, tmp_path, monkeypatch, fault, differing, told):
     program = tmp_path / "faulty_train.py"
     program.write_text(f"{fault}\nfrom tinyllama.train import main\n\nmain()\n")
-    monkeypatch.setattr(tinyllama.drilling.life, "TRAIN", (sys.executable, str(program)))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(tinyllama.drilling.life, "TRAIN", program)
     # The seed's one kill is SIGTERM in the middle of the run: it leaves a checkpoint.
     result = run("drill", *small, "stage=basic", "drill.steps=12", "drill.kills=1", "drill.seed=14", "format=json")
     document = json.loads(result.out)
@@ -254,7 +279,7 @@ def test_a_resume_that_loses_something_is_found_out(run, small, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_stage_that_does_not_train_at_all_is_told_as_train_tells_it(run, small, tmp_path):
+def test_a_stage_that_does_not_train_at_all_is_told_as_train_tells_it(run, warm, small, tmp_path):
     result = run("drill", *small, "stage=basic", "cluster.attention=none_of_these", "drill.kills=1")
     assert result.code == 2
     assert "stage=basic does not come to its end even undisturbed" in result.err
@@ -266,15 +291,15 @@ def test_a_stage_that_does_not_train_at_all_is_told_as_train_tells_it(run, small
 
 
 @pytest.mark.slow
-def test_a_parent_that_is_done_is_used_as_it_is_and_the_folder_is_removed(small, shell, tmp_path):
-    assert shell("train", *small, "stage=basic", "tracking=none").code == 0
-    (parent,) = (tmp_path / "runs" / "demo").iterdir()
+def test_a_parent_that_is_done_is_used_as_it_is_and_the_folder_is_removed(small, run, warm, family_runs, tmp_path):
+    (basic,) = (family_runs / "demo").glob("basic-*")
+    parent = copy_of(basic, tmp_path / "runs" / "demo" / basic.name)
 
     def state() -> dict[Path, tuple[bytes, int]]:
         return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in parent.rglob("*") if path.is_file()}
 
     before = state()
-    result = shell("drill", *small, *CONTINUAL, "drill.steps=6", "drill.kills=1", "drill.worlds=[2]")
+    result = run("drill", *small, *CONTINUAL, "drill.steps=6", "drill.kills=1", "drill.seed=5")  # SIGKILL in a step
     assert result.code == 0, result.err
     assert f"6 steps of continual, from {parent.name} of {tmp_path / 'runs'}" in result.err
     assert "Nothing was lost. Kills: 1. Losses differ by at most" in result.out and "same ranks: weights" in result.out
@@ -285,15 +310,15 @@ def test_a_parent_that_is_done_is_used_as_it_is_and_the_folder_is_removed(small,
 
 
 @pytest.mark.slow
-def test_a_drill_that_is_stopped_leaves_neither_processes_nor_files(small, tmp_path):
-    command = [sys.executable, "-m", "tinyllama.drill", *small, "stage=basic", "drill.kills=1"]
-    drill = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+def test_a_drill_that_is_stopped_leaves_neither_processes_nor_files(small, begin, tmp_path):
+    drill = begin("drill", *small, "stage=basic", "drill.kills=1")
     runs = tmp_path / "runs"
     while not list(runs.glob(".drill-*/unbroken/demo/*/config.yaml")):
         assert drill.poll() is None, drill.communicate()[1]
-        time.sleep(0.05)
+        time.sleep(0.01)
     drill.send_signal(signal.SIGTERM)
-    assert drill.wait(60) == 128 + signal.SIGTERM
+    _, err = drill.communicate()
+    assert drill.returncode == 128 + signal.SIGTERM, err
     assert list(runs.iterdir()) == []
     assert processes_that_name(runs) == []
 

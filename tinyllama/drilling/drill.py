@@ -10,7 +10,8 @@ from random import Random
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.config.schema import ClusterConfig, Precision
 from tinyllama.drilling.comparison import Comparison, first_measured_difference
-from tinyllama.drilling.life import Life, Pace, live, log_end
+from tinyllama.drilling.fork_server import ForkServer
+from tinyllama.drilling.life import IMPORTS, Life, Pace, live, log_end
 from tinyllama.drilling.points import Kill, Placement, deal_kills, other_placements, own_placement
 from tinyllama.drilling.rehearsal import Rehearsal
 from tinyllama.errors import ConfigError, DamageError, TinyllamaError
@@ -76,6 +77,7 @@ class Drill:
     scratch: Path
     tell: Callable[[str], None]
     report: Report = field(default_factory=Report)
+    _server: ForkServer = field(init=False)
 
     def run(self) -> Report:
         """
@@ -88,11 +90,12 @@ class Drill:
         elsewhere = config.drill.kills // 2 if others else 0
         same, other = deal_kills([config.drill.kills - elsewhere, elsewhere], plan.steps, dice)
         self.tell(f"{plan.steps} steps of {plan.stage}, from {self.rehearsal.begins}")
-        self._train_ancestors(own)
-        pace = self._train_unbroken(own)
-        self._break(SAME, [own], same, pace)
-        if other:
-            self._break(OTHER, others, other, pace)
+        with ForkServer(IMPORTS) as self._server:
+            self._train_ancestors(own)
+            pace = self._train_unbroken(own)
+            self._break(SAME, [own], same, pace)
+            if other:
+                self._break(OTHER, others, other, pace)
         return self.report
 
     def _train_ancestors(self, placement: Placement) -> None:
@@ -101,7 +104,7 @@ class Drill:
         for ancestor in self.rehearsal.plan.path[:-1]:
             log = self.scratch / f"{ancestor.stage}.log"
             settings = [*self.rehearsal.overrides_of(ancestor.stage), _in_folder(self._parents)]
-            life = live(settings, RunFolder.of(self._parents, ancestor), placement, log)
+            life = live(self._server, settings, RunFolder.of(self._parents, ancestor), placement, log)
             self.tell(f"{ancestor.stage}, shortened ({format_seconds(life.pace.whole)})")
             _require_trained(life, ancestor.stage)
 
@@ -145,6 +148,7 @@ class Drill:
             self._link_ancestors(folder)
         timeout_seconds = 60 * self.rehearsal.config.cluster.timeout_minutes
         life = live(
+            self._server,
             [*self.rehearsal.overrides, _in_folder(runs)],
             folder,
             placement,
@@ -152,6 +156,7 @@ class Drill:
             kill=kill,
             pace=pace,
             interval_steps=self.rehearsal.interval_steps,
+            last_step=self.rehearsal.plan.steps,
             limit_seconds=timeout_seconds + _PATIENCE * pace.whole if pace else math.inf,
         )
         self.report.lives.append((name, life))

@@ -2,23 +2,24 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinyllama.checkpoint.layout import RunFolder
-from tinyllama.drilling.points import During, Kill, Placement
+from tinyllama.drilling.fork_server import Forked, ForkServer, Program, end_session
+from tinyllama.drilling.points import STEPS_TO_SPARE, During, Kill, Placement
 from tinyllama.errors import Stopped
 from tinyllama.units import format_seconds
 
-TRAIN = (sys.executable, "-m", "tinyllama.train")
+TRAIN: Program = "tinyllama.train"
+IMPORTS = ("tinyllama.train", "tinyllama.training.run")
+"""Modules that every attempt needs; they take seconds."""
 
 _LOOK_SECONDS = 0.002
 _LOG_LINES = 12
@@ -74,35 +75,34 @@ class Life:
 
 
 def live(
-    overrides: Sequence[str], folder: RunFolder, placement: Placement, log: Path, kill: Kill | None = None,
-    pace: Pace | None = None, interval_steps: int = 1, limit_seconds: float = math.inf,
+    server: ForkServer, overrides: Sequence[str], folder: RunFolder, placement: Placement, log: Path,
+    kill: Kill | None = None, pace: Pace | None = None, interval_steps: int = 1, last_step: int = sys.maxsize,
+    limit_seconds: float = math.inf,
 ) -> Life:  # fmt: skip
     """Train what the overrides say, which is the run of `folder`, until it ends or is killed.
 
     Args:
+        server: forks the process that trains; its imports are no part of the pace.
         pace: the unbroken run's; needed to kill.
         interval_steps: from one checkpoint to the next.
+        last_step: the run's.
         limit_seconds: after which it counts as hanging, and is ended by SIGKILL.
     """
+    server.wait_until_ready()
     watch, during = _Watch(folder, time.time()), None
     deadline = watch.started + limit_seconds
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*TRAIN, *overrides, *placement.overrides],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    process = server.start(TRAIN, [*overrides, *placement.overrides], log)
     try:
         if kill is not None:
             assert pace is not None
-            if _await(kill, process, watch, pace, interval_steps, deadline):
+            missed = min(kill.step + interval_steps + 1, last_step - STEPS_TO_SPARE)
+            if _await(kill, process, watch, pace, missed, deadline):
                 during = watch.phase()
                 _send(process, kill.signal)
         hung = not _wait(process, deadline - time.time())
     finally:
-        _end_all(process)
+        end_session(process.pid)
+    code = process.wait()
     steps, ended = watch.steps(), time.time()
     return Life(
         placement=placement,
@@ -110,7 +110,7 @@ def live(
         during=during,
         resumed_from_step=steps[0].number - 1 if steps else None,
         at_step=steps[-1].number if steps else None,
-        code=process.returncode,
+        code=code,
         hung=hung,
         pace=_pace(watch.started, steps, ended),
         log=log,
@@ -157,10 +157,11 @@ class _Watch:
         return False
 
 
-def _await(
-    kill: Kill, process: "subprocess.Popen[Any]", watch: _Watch, pace: Pace, interval_steps: int, deadline: float
-) -> bool:
-    """Wait for the point of the kill; whether the life came there before it ended, and in time."""
+def _await(kill: Kill, process: Forked, watch: _Watch, pace: Pace, missed: int, deadline: float) -> bool:
+    """Wait for the point of the kill; whether the life came there before it ended, and in time.
+
+    Small checkpoints are quickly written: at the step `missed` none is waited for any longer.
+    """
     if kill.during == "start-up":
         return not _wait(process, kill.way * pace.start)
     while process.poll() is None and time.time() < deadline:
@@ -168,14 +169,13 @@ def _await(
         reached = steps[-1].number if steps else 0
         if reached >= kill.step and kill.during == "step":
             return not _wait(process, kill.way * pace.step)
-        # Small checkpoints are quickly written: after one that was missed any point will do.
-        if reached >= kill.step and (watch.phase() == "checkpoint" or reached > kill.step + interval_steps):
+        if reached >= kill.step and (watch.phase() == "checkpoint" or reached >= missed):
             return True
         time.sleep(_LOOK_SECONDS)
     return False
 
 
-def _wait(process: "subprocess.Popen[Any]", seconds: float) -> bool:
+def _wait(process: Forked, seconds: float) -> bool:
     """Whether it ended within that time."""
     try:
         process.wait(None if seconds == math.inf else max(0.0, seconds))
@@ -184,33 +184,12 @@ def _wait(process: "subprocess.Popen[Any]", seconds: float) -> bool:
     return True
 
 
-def _send(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:
+def _send(process: Forked, number: signal.Signals) -> None:
     """SIGKILL takes all its processes at once, as a machine that goes down; the others ask the first of them."""
     if number is signal.SIGKILL:
-        _end_all(process)
+        end_session(process.pid)
     else:
         process.send_signal(number)
-
-
-def _end_all(process: "subprocess.Popen[Any]") -> None:
-    """Returns when no process of the life is left."""
-    while members := list(_members(process.pid)):
-        for member in members:
-            with suppress(ProcessLookupError):
-                os.kill(member, signal.SIGKILL)
-        _wait(process, 0.01)
-    process.wait()
-
-
-def _members(session: int) -> Iterator[int]:
-    """The living processes of a session; ranks and loaders have groups of their own, but stay in it."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-                state, _, _, of = stat.rpartition(")")[2].split()[:4]
-                if int(of) == session and state not in "ZX":
-                    yield int(entry.name)
 
 
 def _pace(started: float, steps: Sequence[_Step], ended: float) -> Pace:

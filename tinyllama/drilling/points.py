@@ -17,6 +17,9 @@ During = Literal["start-up", "step", "checkpoint"]
 DURING: tuple[During, ...] = ("start-up", "step", "checkpoint")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 
+STEPS_TO_SPARE = 2
+"""A run is killed so many steps before its last one at the latest: it must not end while the signal is on its way."""
+
 _WORLDS = (1, 2, 4)
 
 
@@ -45,8 +48,8 @@ def deal_kills(counts: Sequence[int], steps: int, dice: Random) -> list[list[Kil
 
 
 def _places(count: int, steps: int, dice: Random) -> list[int]:
-    """Steps before the last one, ascending; each once if there are enough."""
-    before = range(1, steps)
+    """Steps before which there are some to spare, ascending; each once if there are enough."""
+    before = range(1, max(2, steps - STEPS_TO_SPARE))
     return sorted(dice.sample(before, count) if count <= len(before) else dice.choices(before, k=count))
 
 
