@@ -3,26 +3,28 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
-from tests.forked import Forked
+from tests.forked import Forked, Forkserver
+from tinyllama.engine.supervisor import free_port
+from tinyllama.signals import NOTHING_TO_SAVE
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ASKING = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-STEPS = 39
-RUN = ["stage=basic", "stage.tokens=40K", "schedule.horizon_tokens=40K", "trace=true", "tracking=none"]
+STEPS = 23
+RUN = ["stage=basic", "stage.tokens=24K", "schedule.horizon_tokens=24K", "trace=true"]
 BUSY = ["checkpoint.every_tokens=1024", "validation.every_tokens=1024", "validation.fraction=0.1"]
 """Validation and a checkpoint after every step."""
 PLACEMENT = {1: ["cluster.micro_batch=4"], 2: ["cluster.processes=2", "cluster.micro_batch=2"]}
@@ -33,20 +35,6 @@ class Life:
 
     def __init__(self, runs: Path, process: "subprocess.Popen[str] | Forked"):
         self.runs, self.process, self.pid = runs, process, process.pid
-
-    @classmethod
-    def typed(
-        cls, runs: Path, overrides: Sequence[str], prefix: Sequence[str] = (), python: Sequence[str] = (),
-        **environment: str,
-    ) -> "Life":  # fmt: skip
-        """As a person starts it; `prefix` stands before python, `python` between it and -m tinyllama.train."""
-        command = [*prefix, sys.executable, *python, "-m", "tinyllama.train", *overrides, f"paths.runs={runs}"]
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        return cls(runs, process)
 
     @property
     def folder(self) -> Path:
@@ -64,6 +52,10 @@ class Life:
         """Until it has taken a step of its own."""
         before = self.steps()
         self.until(lambda: self.steps() > before)
+
+    def has_begun(self) -> bool:
+        """Whether it has written what it is going to train."""
+        return any(self.runs.glob("demo/*/plan.json"))
 
     def until_it_saves(self) -> None:
         """Until a checkpoint is half written."""
@@ -88,12 +80,13 @@ class Life:
         """The process ids of the ranks, by rank; their first word to the kernel is a group of their own."""
         return [pid for pid in self.descendants() if leads_a_group(pid)]
 
-    def storm(self, number: signal.Signals, dice: random.Random) -> tuple[int, str]:
-        """Send this signal, and others until the process has ended; its exit code and what it said."""
+    def storm(self, number: signal.Signals) -> tuple[int, str]:
+        """Send this signal, and all others until the process has ended; its exit code and what it said."""
         self.process.send_signal(number)
+        others = cycle(ASKING)
         while self.process.poll() is None:
-            time.sleep(dice.uniform(0.01, 0.05))
-            self.process.send_signal(dice.choice(ASKING))
+            time.sleep(0.02)
+            self.process.send_signal(next(others))
         return self.end()
 
     def end(self) -> tuple[int, str]:
@@ -127,83 +120,96 @@ def alive(pid: int) -> bool:
 @pytest.fixture(scope="session")
 def live(begin: Callable[..., Forked]) -> Callable[[Path, Sequence[str]], Life]:
     """live(runs, overrides) starts a life whose imports are paid."""
-    return lambda runs, overrides: Life(runs, begin("train", *overrides, f"paths.runs={runs}", new_session=True))
+    return lambda runs, overrides: Life(runs, begin("train", *overrides, f"paths.runs={runs}"))
 
 
-@pytest.fixture(scope="session")
-def unbroken(live, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The directory of a run on so many processes that nothing disturbed."""
-    done: dict[int, Path] = {}
-
-    def run(processes: int) -> Path:
-        if processes not in done:
-            runs = tmp_path_factory.mktemp("unbroken") / "runs"
-            life = live(runs, [*settings, *RUN, *PLACEMENT[processes]])
-            code, said = life.end()
-            assert code == 0, said
-            done[processes] = life.folder
-        return done[processes]
-
-    return run
+def require_whole(folder: Path) -> None:
+    """It is done, and each step was trained once."""
+    assert (folder / "DONE").is_file()
+    for journal in ("metrics.jsonl", "samples.jsonl"):
+        steps = [json.loads(line)["step"] for line in (folder / journal).read_text().splitlines()]
+        assert steps == list(range(1, STEPS + 1))
 
 
 def require_same(folder: Path, unbroken: Path) -> None:
-    """The same samples, steps and final weights, bit for bit."""
-    assert (folder / "DONE").is_file()
+    """The same samples and final weights, bit for bit."""
     assert (folder / "samples.jsonl").read_bytes() == (unbroken / "samples.jsonl").read_bytes()
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, STEPS + 1))
     ours, theirs = (load_file(max((path / "checkpoints").glob("0*")) / "weights.safetensors")
                     for path in (folder, unbroken))  # fmt: skip
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+def test_signals_during_the_imports_of_a_fresh_interpreter_stop_it_in_good_order(settings, tmp_path):
+    command = [sys.executable, "-m", "tinyllama.train", *settings, *RUN, f"paths.runs={tmp_path / 'runs'}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    life = Life(tmp_path / "runs", process)
+    life.until(life.hears)
+    code, said = life.storm(signal.SIGTERM)
+    assert code == 75, said
+    assert said.splitlines()[-1] == f"error: {NOTHING_TO_SAVE}" and "Traceback" not in said
+    assert not life.runs.exists()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_signals_in_every_phase_and_more_of_them_stop_in_good_order_and_the_run_goes_on_bit_for_bit(
-    processes, unbroken, live, settings, tmp_path
+def test_signals_in_every_phase_and_more_of_them_stop_in_good_order_and_the_run_goes_on(
+    processes, live, settings, tmp_path
 ):
-    dice = random.Random(processes)
-    overrides = [*settings, *RUN, *BUSY, *PLACEMENT[processes]]
-    runs = tmp_path / "runs"
+    runs, overrides = tmp_path / "runs", [*settings, *RUN, *PLACEMENT[processes]]
+    asking = cycle(ASKING)
 
-    def begun() -> Life:
-        life = Life.typed(runs, overrides)
-        life.until(life.hears)
-        return life
-
-    # While it starts: imports, then whatever the time hits; there is nothing to save.
-    for delay_seconds in (0.0, dice.uniform(0.2, 4.0)):
-        life = begun()
-        time.sleep(delay_seconds)
-        code, said = life.storm(dice.choice(ASKING), dice)
+    # While it starts there is nothing to save: each rank is asked too, as soon as it was forked.
+    starting: list[Callable[[Life], bool]] = [Life.hears, Life.has_begun]
+    if processes > 1:
+        starting.append(lambda life: len(life.ranks()) == processes)
+    for phase in starting:
+        life = live(runs, overrides)
+        life.until(lambda life=life, phase=phase: phase(life))
+        code, said = life.storm(next(asking))
         assert code == 75, said
         assert said.splitlines()[-1].startswith("error: st") and "Traceback" not in said
 
-    if processes > 1:  # each rank is asked while it starts, not long after it was forked
-        life = begun()
-        life.until(lambda: len(life.ranks()) == processes)
-        code, said = life.storm(signal.SIGTERM, dice)
-        assert code == 75, said
-
-    # Between steps, in one, in validation or while a checkpoint is written.
-    for hits_checkpoint in (True, False):
-        life = live(runs, overrides)
+    # Between steps, in one or in validation, and while a checkpoint is written.
+    for trigger in (Life.until_it_saves, Life.until_it_steps):
+        life = live(runs, [*overrides, *BUSY])
         life.until_it_steps()
-        if hits_checkpoint:
-            life.until_it_saves()
-        else:
-            time.sleep(dice.uniform(0, 0.05))
-        code, said = life.storm(dice.choice(ASKING), dice)
+        trigger(life)
+        code, said = life.storm(next(asking))
         assert code == 75, said
         assert "stopped after a checkpoint" in said.splitlines()[-1] and "Traceback" not in said
 
     # After the last step, before its checkpoint and DONE.
     life = live(runs, overrides)
     life.until(lambda: life.steps() == STEPS)
-    code, said = life.storm(dice.choice(ASKING), dice)
+    code, said = life.storm(next(asking))
     assert code == 0, said
-    require_same(life.folder, unbroken(processes))
+    require_whole(life.folder)
+
+    if processes == 2:  # the drill and the matrix of test_runs.py compare all others
+        undisturbed = live(tmp_path / "undisturbed", overrides)
+        code, said = undisturbed.end()
+        assert code == 0, said
+        require_same(life.folder, undisturbed.folder)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_at_random_moments_stop_in_good_order(processes, live, settings, tmp_path):
+    dice, runs = random.Random(processes), tmp_path / "runs"
+    overrides = [*settings, *RUN, *BUSY, *PLACEMENT[processes], "stage.tokens=200K", "schedule.horizon_tokens=200K"]
+    for _ in range(30):
+        life = live(runs, overrides)
+        life.until(life.hears)
+        time.sleep(dice.uniform(0, 4))
+        code, said = life.storm(dice.choice(ASKING))
+        assert code in (0, 75) and "Traceback" not in said, said
+    code, said = live(runs, overrides).end()
+    assert code == 0, said
+    steps = [json.loads(line)["step"] for line in (life.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 196))
 
 
 @pytest.fixture
@@ -223,14 +229,14 @@ def torn(live, settings: list[str], tmp_path: Path) -> Iterator[Callable[..., Li
 
 
 @pytest.fixture
-def goes_on(live, settings: list[str], unbroken) -> Callable[[Life], None]:
-    """The next start of the same run comes to the end of the unbroken one."""
+def goes_on(live, settings: list[str]) -> Callable[[Life], None]:
+    """The next start of the same run comes to its end."""
 
     def require(life: Life) -> None:
         code, said = live(life.runs, [*settings, *RUN, *PLACEMENT[2]]).end()
         assert code == 0, said
         assert "goes on after step" in said
-        require_same(life.folder, unbroken(2))
+        require_whole(life.folder)
 
     return require
 
@@ -264,18 +270,22 @@ def test_a_rank_that_hangs_is_awaited_for_the_time_out_then_named_and_ended(torn
     assert not any(alive(pid) for pid in ranks)
 
 
-def test_ranks_that_torchrun_started_say_themselves_that_they_have_waited_in_vain(settings, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    life = Life.typed(tmp_path / "runs", [*settings, *RUN, *BUSY, "cluster.timeout_minutes=0.1"], python=torchrun)
-    life.until(lambda: life.steps() >= 3)
-    frozen = next(pid for pid in life.descendants() if b"RANK=1" in Path("/proc", str(pid), "environ").read_bytes())
-    os.kill(frozen, signal.SIGSTOP)
-    assert life.process.stderr is not None
-    said = "error: rank 0 has waited for cluster.timeout_minutes=0.1 in training, after step"
-    assert any(said in line for line in life.process.stderr), "torchrun ended without a word of it"
-    os.killpg(life.pid, signal.SIGKILL)  # torchrun would give the frozen one half a minute
-    os.kill(frozen, signal.SIGKILL)
-    life.end()
+def test_ranks_that_others_started_say_themselves_that_they_have_waited_in_vain(begin, settings, tmp_path):
+    overrides = [*settings, *RUN, *BUSY, "cluster.timeout_minutes=0.1", f"paths.runs={tmp_path / 'runs'}"]
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    waiting, frozen = (
+        begin("train", *overrides, environ={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    )
+    try:
+        life = Life(tmp_path / "runs", waiting)
+        life.until(lambda: life.steps() >= 3)
+        frozen.send_signal(signal.SIGSTOP)
+        code, said = life.end()
+        assert code == 1
+        expected = "error: rank 0 has waited for cluster.timeout_minutes=0.1 in training, after step"
+        assert said.splitlines()[-1].startswith(expected), said
+    finally:
+        frozen.kill()
 
 
 def test_ranks_do_not_outlive_a_killed_supervisor_and_the_next_start_goes_on_at_once(torn, goes_on):
@@ -289,26 +299,21 @@ def test_ranks_do_not_outlive_a_killed_supervisor_and_the_next_start_goes_on_at_
 def test_a_family_whose_launcher_is_killed_leaves_nobody_behind_and_goes_on_when_asked_to_stop(
     live, settings, tmp_path
 ):
-    dice = random.Random(3)
     runs = tmp_path / "runs"
-    family = ["-m", *settings, *BUSY, *PLACEMENT[2], "stage=basic,continual", "tracking=none"]
+    family = ["-m", *settings, *BUSY, *PLACEMENT[2], "stage=basic,continual"]
     killed = live(runs, family)
     killed.until(lambda: killed.steps() >= 3)
     people = killed.descendants()
     assert len(killed.ranks()) == 2
     killed.process.kill()
     killed.end()
-    for delay_seconds in (0.0, 3.0):  # while it starts, or wherever the time hits
-        life = Life.typed(runs, family)
-        life.until(life.hears)
-        time.sleep(delay_seconds)
-        code, said = life.storm(dice.choice(ASKING), dice)
+    starting, between = (lambda life: len(life.ranks()) == 2), (lambda life: len(list(runs.glob("demo/*/DONE"))) == 1)
+    for trigger in (starting, between):  # while a run starts, and between two of them
+        life = live(runs, family)
+        life.until(lambda life=life, trigger=trigger: trigger(life))
+        code, said = life.storm(signal.SIGTERM)
         assert code == 75, said
     assert not any(alive(pid) for pid in people)
-    life = live(runs, family)
-    life.until(lambda: len(list(runs.glob("demo/*/DONE"))) == 1)  # between two of its runs
-    code, said = life.storm(signal.SIGTERM, dice)
-    assert code == 75, said
     code, said = live(runs, family).end()
     assert code == 0, said
     assert len(list(runs.glob("demo/*/DONE"))) == 2
@@ -323,16 +328,36 @@ def test_a_stop_reaches_all_processes_of_a_group_and_readers_leave_it_to_their_r
     assert code == 75, said
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a /dev/shm of its own")
-def test_what_killed_runs_leave_in_shared_memory_stops_no_later_one_and_does_not_pile_up(settings, tmp_path, unbroken):
+OWN_MEMORY = """
+import ctypes, os, runpy, subprocess, sys, tempfile
+
+if ctypes.CDLL(None, use_errno=True).unshare(0x00020000):  # CLONE_NEWNS
+    raise OSError(ctypes.get_errno(), "unshare")
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "--bind", sys.argv.pop(1), "/dev/shm"], check=True)
+tempfile.tempdir = None
+sys.modules.pop("tinyllama.train", None)
+runpy.run_module("tinyllama.train", run_name="__main__", alter_sys=True)
+"""
+"""train with a /dev/shm of its own, the folder that the first argument names."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /dev/shm of its own")
+def test_what_killed_runs_leave_in_shared_memory_stops_no_later_one_and_does_not_pile_up(
+    settings, forkserver: Forkserver, tmp_path
+):
     shared, temporary = tmp_path / "shm", tmp_path / "tmp"
     shared.mkdir()
     temporary.mkdir()
-    own_memory = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/shm && exec "$@"', str(shared))
+    (tmp_path / "train.py").write_text(OWN_MEMORY)
 
     def start() -> Life:
         overrides = [*settings, *RUN, "validation.every_tokens=1024", "cluster.workers=1", *PLACEMENT[2]]
-        return Life.typed(tmp_path / "runs", overrides, own_memory, TMPDIR=str(temporary))
+        process = forkserver.server.start(
+            tmp_path / "train.py", [str(shared), *overrides, f"paths.runs={tmp_path / 'runs'}"], tmp_path / "out",
+            tmp_path / "err", cwd=ROOT, environ={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+        return Life(tmp_path / "runs", Forked(process, tmp_path))
 
     def left_behind() -> list[str]:
         """Torch's own cache of compiled code lies there too."""
@@ -340,7 +365,7 @@ def test_what_killed_runs_leave_in_shared_memory_stops_no_later_one_and_does_not
         return [name for name in found if not name.startswith("torchinductor")]
 
     left = []
-    for _ in range(3):  # no pause between a death and the next start
+    for _ in range(2):  # no pause between a death and the next start
         life = start()
         life.until_it_steps()
         for pid in [life.pid, *life.descendants()]:
@@ -348,8 +373,8 @@ def test_what_killed_runs_leave_in_shared_memory_stops_no_later_one_and_does_not
         life.end()
         left.append(left_behind())
     assert left[0], "a kill left nothing behind, so this test shows nothing"
-    assert max(map(len, left)) <= len(left[0])
+    assert len(left[1]) <= len(left[0])
     code, said = start().end()
     assert code == 0, said
-    require_same(life.folder, unbroken(2))
+    require_whole(life.folder)
     assert not left_behind()
