@@ -3,17 +3,15 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import Forked
+from tests.shared import copy_of
 
 
 def names(runs: Path) -> dict[str, bool]:
@@ -25,10 +23,10 @@ def names(runs: Path) -> dict[str, bool]:
 
 def test_a_node_that_fails_holds_up_its_descendants_and_nobody_else(settings, data, shell, tmp_path):
     broken = tmp_path / "data"
-    shutil.copytree(data, broken, symlinks=True)
+    copy_of(data, broken)
     for shard in (broken / "shards" / "demo-32" / "skypile" / "train").glob("*.mds"):
         shard.unlink()
-    sweep = ["+variant=chinese,standard", "stage=basic,continual,cooldown", "tracking=none"]
+    sweep = ["+variant=chinese,standard", "stage=basic,continual,cooldown"]
     result = shell("train", "-m", *settings, f"paths.data={broken}", f"paths.runs={tmp_path / 'runs'}", *sweep)
     assert result.code == 3, "damage is all that went wrong"
     done = names(tmp_path / "runs")
@@ -58,35 +56,26 @@ def test_a_sweep_whose_ancestor_is_not_done_names_it_and_starts_nothing(small, s
     assert not (tmp_path / "runs").exists()
 
 
-def begin(*overrides: str) -> subprocess.Popen[str]:
-    """A family in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tinyllama.train", "-m", *overrides],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, process_group=0,
-    )  # fmt: skip
-
-
-def read_until(process: subprocess.Popen[str], *words: str) -> None:
-    """Until it has printed a line with all of these words."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if all(word in line for word in words):
-            return
-    raise AssertionError(f"{words} are not printed")
+def wait_for_line(process: Forked, *words: str) -> None:
+    """Until it has printed a line with all of these words on standard error."""
+    while not any(all(word in line for word in words) for line in process.printed().splitlines()):
+        assert process.poll() is None, f"{words} are not printed: {process.printed()}"
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_family_that_is_stopped_goes_on_with_the_same_command(small, shell, tmp_path, jobs):
-    command = [*small, "stages.continual.tokens=60K", "schedule.horizon_tokens=90K", "+variant=chinese,math_code",
-               "stage=basic,continual", "tracking=none", f"hydra.launcher.jobs={jobs}", "trace=true"]  # fmt: skip
-    process = begin(*command)
-    read_until(process, "continual", "step ")
+def test_a_family_that_is_stopped_goes_on_with_the_same_command(small, begin, shell, tmp_path, jobs):
+    command = [*small, "stages.basic.tokens=4K", "stages.continual.tokens=60K", "schedule.horizon_tokens=90K",
+               "+variant=chinese,math_code", "stage=basic,continual", f"hydra.launcher.jobs={jobs}",
+               "trace=true"]  # fmt: skip
+    process = begin("train", "-m", *command)
+    wait_for_line(process, "continual", "step ")
     if jobs == 1:
         process.send_signal(signal.SIGTERM)
     else:
         os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate()[1]
     assert process.returncode == 75, err
     assert "Traceback" not in err and "failed" not in err
     assert not all(names(tmp_path / "runs").values())
@@ -100,16 +89,18 @@ def test_a_family_that_is_stopped_goes_on_with_the_same_command(small, shell, tm
 
 
 @pytest.mark.slow
-def test_whoever_asks_to_stop_when_all_is_done_need_not_wait_for_a_store_out_of_reach(small, tmp_path):
+def test_whoever_asks_to_stop_when_all_is_done_need_not_wait_for_a_store_out_of_reach(small, begin, tmp_path):
     with socket.socket() as deaf:  # bound, but nobody listens
         deaf.bind(("127.0.0.1", 0))
-        process = begin(*small, "stage=basic", f"tracking.uri=http://127.0.0.1:{deaf.getsockname()[1]}")
-        read_until(process, "run ", " status ", " variants")
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        process = begin("train", "-m", *small, "stage=basic", "tracking=mlflow", f"tracking.uri={uri}")
+        wait_for_line(process, "run ", " status ", " variants")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while not (recorders := children.read_text().split()):  # they try to deliver
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        _, err = process.communicate()
+        assert process.returncode == 0, err
         for pid in recorders:  # for minutes, left to themselves
             os.kill(int(pid), signal.SIGKILL)
     assert names(tmp_path / "runs") == {"basicslimpajama": True}

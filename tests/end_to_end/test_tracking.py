@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,23 +21,26 @@ from mlflow.entities import Run
 from tests.forked import Forked
 from tinyllama.config.schema import TrackingConfig
 from tinyllama.lineage import deliver_pending
-from tinyllama.lineage.mlflow import open_store
 from tinyllama.lineage.outbox import Outbox
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tracking")]
 
-ROOT = Path(__file__).parents[2]
-QUIET = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+QUIET = {
+    **os.environ,
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nobody needs
+}
 
 
 class Server:
     """`mlflow server` with a sqlite backend, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, empty_store: Path) -> None:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        open_store(f"sqlite:///{folder}/mlflow.db")
+        shutil.copy(empty_store, folder / "mlflow.db")
 
     def start(self) -> None:
         command = [
@@ -48,11 +52,12 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, env=QUIET, cwd=self.folder
             )
-        for _ in range(1200):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             with suppress(OSError), urlopen(f"{self.uri}/health", timeout=5):
                 return
             assert self._process.poll() is None, (self.folder / "log.txt").read_text()
-            time.sleep(0.1)
+            time.sleep(0.02)
         raise AssertionError("the server does not answer")
 
     def stop(self) -> None:
@@ -115,8 +120,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), store_template)
     server.start()
     yield server
     server.stop()
@@ -133,7 +138,7 @@ def front(server: Server) -> Iterator[Front]:
 def undisturbed(settings, shell, tmp_path_factory) -> Path:
     """The directory of a run that nobody recorded."""
     runs = tmp_path_factory.mktemp("undisturbed")
-    result = shell("train", *settings, f"paths.runs={runs}", "stage=basic", "trace=true", "tracking=none")
+    result = shell("train", *settings, f"paths.runs={runs}", "stage=basic", "trace=true")
     assert result.code == 0, result.err
     return run_folder(runs, "demo", "basic")
 
@@ -176,12 +181,14 @@ def assert_complete(server: Server, folder: Path, family: str, stage: str, statu
 
 @pytest.mark.parametrize("trouble", ["errors", "mute"])
 def test_a_server_in_trouble_changes_nothing_and_gets_everything_from_the_next_command(
-    trouble: str, undisturbed: Path, server: Server, front: Front, small, shell, tmp_path: Path
+    trouble: str, undisturbed: Path, server: Server, front: Front, small, shell, tmp_path: Path, monkeypatch
 ) -> None:
     family = f"family-{trouble}"
-    command = [*small, f"family={family}", f"tracking.uri={front.uri}", "stage=basic", "trace=true"]
+    command = [*small, "tracking=mlflow", f"family={family}", f"tracking.uri={front.uri}", "stage=basic", "trace=true"]
     front.turn(trouble)
-    result = shell("train", *command)
+    with monkeypatch.context() as impatient:
+        impatient.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        result = shell("train", *command)
     assert result.code == 0, result.err
     assert result.err.count("nothing is lost") == 1
     assert "Traceback" not in result.err
@@ -204,7 +211,7 @@ def test_a_server_in_trouble_changes_nothing_and_gets_everything_from_the_next_c
 def test_a_child_delivers_what_its_parent_could_not_and_finds_it_as_its_parent(
     undisturbed: Path, server: Server, front: Front, small, shell, tmp_path: Path
 ) -> None:
-    command = [*small, "family=heirs", f"tracking.uri={front.uri}", "+variant=chinese"]
+    command = [*small, "tracking=mlflow", "family=heirs", f"tracking.uri={front.uri}", "+variant=chinese"]
     result = shell("train", *command, "stage=basic")  # nobody is there
     assert result.code == 0, result.err
     assert result.err.count("nothing is lost") == 1 and "Traceback" not in result.err
@@ -228,7 +235,7 @@ def test_a_server_that_is_killed_in_mid_run_and_started_again_has_every_step_onc
     server: Server, begin, small, tmp_path: Path
 ) -> None:
     endless = ["stage=basic", "stage.tokens=10M", "schedule.horizon_tokens=10M"]
-    command = [*small, *endless, "family=endless", f"tracking.uri={server.uri}"]
+    command = [*small, *endless, "tracking=mlflow", "family=endless", f"tracking.uri={server.uri}"]
     training = begin("train", *command)
 
     def recorded() -> int:
@@ -243,10 +250,10 @@ def test_a_server_that_is_killed_in_mid_run_and_started_again_has_every_step_onc
         wait_until(lambda: recorded() > 0, training)
         server.stop()
         down_at = trained()
-        wait_until(lambda: trained() > down_at + 50, training)
+        wait_until(lambda: trained() > down_at + 10, training)
         server.start()
         assert recorded() <= down_at
-        wait_until(lambda: recorded() > down_at + 50, training)
+        wait_until(lambda: recorded() > down_at + 10, training)
         training.send_signal(signal.SIGTERM)
         _, err = training.communicate(timeout=200)
     finally:
@@ -262,4 +269,4 @@ def test_a_server_that_is_killed_in_mid_run_and_started_again_has_every_step_onc
 def wait_until(holds: Callable[[], bool], training: Forked) -> None:
     while not holds():
         assert training.poll() is None, training.communicate()[1]
-        time.sleep(0.2)
+        time.sleep(0.02)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared import shared_folder
 from tinyllama.lineage import Dataset, RunRecord
 
 MakeRecord = Callable[..., RunRecord]
@@ -60,11 +61,13 @@ def write_steps() -> WriteSteps:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new sqlite store, made once: its migrations take seconds."""
-    from tinyllama.lineage.mlflow import open_store
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{path}")
-    return path
+    def build(folder: Path) -> None:
+        from tinyllama.lineage.mlflow import open_store
+
+        open_store(f"sqlite:///{folder / 'mlflow.db'}")
+
+    return shared_folder(tmp_path_factory, "store", build) / "mlflow.db"
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from tinyllama.lineage.delivery import Delivery, Voice
 from tinyllama.lineage.evaluations import read_evaluations
-from tinyllama.lineage.mlflow import find_run, open_store
+from tinyllama.lineage.mlflow import MlflowRecorder, find_run, open_store
 from tinyllama.lineage.mlflow_store import MlflowStore
+from tinyllama.lineage.outbox import Letter, Outbox
 
 
 def write(folder: Path, step: int, value: float, time: float = 2.5) -> None:
@@ -37,11 +40,15 @@ def test_what_is_measured_after_a_run_has_ended_reaches_its_run_once(
     write_steps(record, range(1, 11))
     record.done.write_text("{}")
     write(record.evaluations, 10, 60.0)
-    there = MlflowStore(store, tmp_path)
-    there.record_evaluations([record])
+    # At the end of its training, by the same functions as in the recorder's process.
+    outbox = Outbox(record.outbox)
+    outbox.put(Letter(store, record, status="FINISHED"))
+    recorder = MlflowRecorder(store, tmp_path / "mlartifacts")
+    assert Delivery(recorder, outbox, store, Voice(io.StringIO())).attempt(ended=True) is None
+    outbox.release()
     write(record.evaluations, 5, 55.0)
     write(record.evaluations, 10, 60.0, time=9.5)  # asked again, with the same answers
-    there.record_evaluations([record])
+    MlflowStore(store, tmp_path).record_evaluations([record])
     client = open_store(store)
     run = find_run(client, client.get_experiment_by_name("llamas").experiment_id, record.digest)
     assert run is not None and run.info.status == "FINISHED"

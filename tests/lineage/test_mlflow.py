@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -306,7 +307,11 @@ def test_two_runs_may_start_at_once_on_a_store_that_is_not_there_yet(
 
 
 def test_a_store_out_of_reach_costs_one_warning_and_gets_all_when_it_is_there(
-    tmp_path: Path, make_record: MakeRecord, write_steps: Callable[..., None], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    empty_store: Path,
+    make_record: MakeRecord,
+    write_steps: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("where a folder should be")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -323,6 +328,8 @@ def test_a_store_out_of_reach_costs_one_warning_and_gets_all_when_it_is_there(
             assert sum(reason in line for line in caplog.messages) == 1
     assert len(caplog.records) == 2
     (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    shutil.copy(empty_store, tmp_path / "file")
     deliver_pending(TrackingConfig(name="mlflow"), tmp_path / "file", records[1].outbox)
     store = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
     run = run_of(store, records[1].digest)

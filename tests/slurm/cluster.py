@@ -170,7 +170,7 @@ class Slurm:
         deadline = time.monotonic() + timeout
         while (found := self.state(job)).get("JobState") not in states:
             assert time.monotonic() < deadline, f"job {job} is not {' or '.join(states)} but {found}\n{self.logs()}"
-            time.sleep(0.2)
+            time.sleep(0.1)
         return found
 
     def jobs(self) -> dict[str, str]:
@@ -189,7 +189,7 @@ class Slurm:
         while left := self.jobs():
             self.cancel(*left)
             assert time.monotonic() < deadline, left
-            time.sleep(0.2)
+            time.sleep(0.02)
 
     def logs(self, lines: int = 15) -> str:
         """The last lines of SLURM's own logs."""

@@ -7,6 +7,8 @@ import pytest
 from tinyllama.errors import ConfigError
 from tinyllama.slurm import client
 
+pytestmark = pytest.mark.xdist_group("slurm")
+
 
 @pytest.fixture
 def here(slurm, tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 """The cluster that the other tests here lean on: its hosts are as separate as machines."""
 
+import pytest
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
 
 def test_nodes_share_a_folder_but_neither_tmp_nor_dev_shm_nor_processes(slurm, tmp_path):
     script = tmp_path / "script.sh"

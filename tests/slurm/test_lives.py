@@ -13,12 +13,12 @@ import pytest
 from tests.conftest import Result
 from tests.slurm.cluster import Slurm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 STEPS = 59
 STAGE = [
     "stage=basic", "stage.tokens=60K", "schedule.horizon_tokens=60K", "checkpoint.every_tokens=4K", "trace=true",
-    "validation.every_tokens=1024", "tracking=none",
+    "validation.every_tokens=1024",
 ]  # fmt: skip
 TWO_NODES = ["hydra/launcher=slurm", "cluster.nodes=2", "cluster.processes=1"]
 
@@ -26,13 +26,14 @@ TWO_NODES = ["hydra/launcher=slurm", "cluster.nodes=2", "cluster.processes=1"]
 class Life:
     """A run on the cluster that was submitted by the command."""
 
-    def __init__(self, slurm: Slurm, runs: Path, *overrides: str):
-        self.slurm, self.runs, self.overrides = slurm, runs, [*overrides, f"paths.runs={runs}"]
+    def __init__(self, slurm: Slurm, login: Callable[..., Result], runs: Path, *overrides: str):
+        self.slurm, self.login, self.runs = slurm, login, runs
+        self.overrides = [*overrides, f"paths.runs={runs}"]
         self.job = ""
         self.submit()
 
     def submit(self) -> Result:
-        done = self.slurm.shell("train", *self.overrides)
+        done = self.login("train", *self.overrides)
         assert done.code == 0, done.err
         self.folder = next(path for path in (self.runs / "demo").glob("basic-*"))
         self.job = json.loads((self.folder / "job" / "job.json").read_text())["id"]
@@ -80,7 +81,7 @@ class Life:
 def continue_when_asked(stopped: list[int]) -> None:
     """Once USR1 waits for each of these processes, which were stopped."""
     while not all(is_pending(signal.SIGUSR1, process) for process in stopped):
-        time.sleep(0.1)
+        time.sleep(0.02)
     for process in stopped:
         os.kill(process, signal.SIGCONT)
 
@@ -105,9 +106,41 @@ def unbroken(settings: list[str], shell: Callable[..., Result], tmp_path_factory
     return next(runs.glob("demo/basic-*/samples.jsonl")).read_bytes()
 
 
-def test_a_two_node_stage_goes_on_after_all_that_can_end_a_job(slurm, settings, unbroken, tmp_path):
+def test_a_two_node_stage_goes_on_after_a_death_a_notice_and_a_cancellation(slurm, login, settings, unbroken, tmp_path):
+    life = Life(slurm, login, tmp_path / "runs", *settings, *STAGE, *TWO_NODES)
+    life.until((life.folder / "LATEST").is_file)
+    os.kill(life.ranks()[1], signal.SIGKILL)
+    life.until(lambda: life.restarts == 1)
+
+    life.until_it_steps()
+    slurm.cancel("--batch", "--signal=USR1", life.job)  # as SLURM does ahead of the time limit
+    life.until(lambda: life.restarts == 2)
+    assert "ended with exit code 137; queued again" in life.said
+    assert "the time limit is near; queued again" in life.said
+
+    life.until_it_steps()
+    slurm.cancel(life.job)
+    assert slurm.wait(life.job)["JobState"] == "CANCELLED"
+    life.until(lambda: not life.ranks())
+    assert not (life.folder / "DONE").exists()
+    latest = life.folder / "checkpoints" / (life.folder / "LATEST").read_text().strip()
+    assert json.loads((latest / "manifest.json").read_text())["progress"]["step"] == life.steps()  # nothing is lost
+    assert life.said.count("goes on after step") == 2
+
+    first, restarts = life.job, life.restarts
+    life.submit()
+    assert life.job != first
+    assert slurm.wait(life.job)["JobState"] == "COMPLETED", life.said
+    assert "goes on after step" in life.said
+    assert restarts == 2 and slurm.state(first)["JobState"] == "CANCELLED"
+    life.require_whole(unbroken)
+
+
+@pytest.mark.soak
+def test_a_two_node_stage_goes_on_after_all_that_can_end_a_job(slurm, login, settings, unbroken, tmp_path):
+    """With a time limit that expires, after two minutes, and a preemption without a warning."""
     limited = Life(
-        slurm, tmp_path / "limited", *settings, *STAGE, *TWO_NODES, "+cluster.slurm.options.nodelist=[n3,n4]",
+        slurm, login, tmp_path / "limited", *settings, *STAGE, *TWO_NODES, "+cluster.slurm.options.nodelist=[n3,n4]",
         "cluster.slurm.time_hours=0.033", "cluster.slurm.notice_seconds=60",
     )  # fmt: skip
     limited.until_it_steps()
@@ -123,50 +156,28 @@ def test_a_two_node_stage_goes_on_after_all_that_can_end_a_job(slurm, settings, 
     Thread(target=go_on, daemon=True).start()
 
     life = Life(
-        slurm, tmp_path / "runs", *settings, *STAGE, *TWO_NODES, "+cluster.slurm.options.nodelist=[n1,n2]",
+        slurm, login, tmp_path / "runs", *settings, *STAGE, *TWO_NODES, "+cluster.slurm.options.nodelist=[n1,n2]",
         "cluster.slurm.partition=low",
     )  # fmt: skip
-    life.until((life.folder / "LATEST").is_file)
-    os.kill(life.ranks()[1], signal.SIGKILL)
+    life.until_it_steps()
+    slurm.cancel("--signal=USR1", life.job)
     life.until(lambda: life.restarts == 1)
 
     life.until_it_steps()
-    slurm.cancel("--signal=USR1", life.job)
-    life.until(lambda: life.restarts == 2)
-
-    life.until_it_steps()
     other = slurm.submit("--partition=high", "--nodelist=n1,n2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    life.until(lambda: life.restarts == 3)
+    life.until(lambda: life.restarts == 2)
     slurm.wait(other)
 
     for each in (life, limited):
         assert slurm.wait(each.job)["JobState"] == "COMPLETED", each.said
         each.require_whole(unbroken)
-    assert "ended with exit code 137; queued again" in life.said
     assert "asked by USR1 to stop; queued again" in life.said
-    assert life.said.count("goes on after step") == 3
+    assert life.said.count("goes on after step") == 2
     assert "the time limit is near; queued again" in limited.said
     assert limited.said.count("goes on after step") == limited.restarts == 1
 
 
-def test_a_cancelled_job_saves_and_stays_cancelled_until_it_is_submitted_again(slurm, settings, unbroken, tmp_path):
-    life = Life(slurm, tmp_path / "runs", *settings, *STAGE, *TWO_NODES, "checkpoint.every_tokens=1M")
-    life.until_it_steps()
-    slurm.cancel(life.job)
-    assert slurm.wait(life.job)["JobState"] == "CANCELLED"
-    life.until(lambda: not life.ranks())
-    assert (life.folder / "LATEST").is_file()
-    assert not (life.folder / "DONE").exists()
-    first, restarts = life.job, life.restarts
-    life.submit()
-    assert life.job != first
-    assert slurm.wait(life.job)["JobState"] == "COMPLETED", life.said
-    assert "goes on after step" in life.said
-    assert restarts == 0 and slurm.state(first)["JobState"] == "CANCELLED"
-    life.require_whole(unbroken)
-
-
-def test_a_job_that_is_warned_of_a_preemption_saves_and_is_queued_again(slurm, settings, tmp_path):
+def test_a_job_that_is_warned_of_a_preemption_saves_and_is_queued_again(slurm, login, settings, tmp_path):
     place = [
         "hydra/launcher=slurm",
         "cluster.processes=1",
@@ -175,7 +186,7 @@ def test_a_job_that_is_warned_of_a_preemption_saves_and_is_queued_again(slurm, s
     ]
     assert slurm.run("scontrol", "update", "PartitionName=low", "GraceTime=60").code == 0
     try:
-        life = Life(slurm, tmp_path / "runs", *settings, *STAGE, *place, "checkpoint.every_tokens=1M")
+        life = Life(slurm, login, tmp_path / "runs", *settings, *STAGE, *place, "checkpoint.every_tokens=1M")
         life.until_it_steps()
         other = slurm.submit("--partition=high", "--nodelist=n1", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
         life.until(lambda: life.restarts == 1)
@@ -188,13 +199,15 @@ def test_a_job_that_is_warned_of_a_preemption_saves_and_is_queued_again(slurm, s
     slurm.wait(other)
 
 
-def test_a_run_that_never_comes_to_a_checkpoint_is_given_up_and_its_child_is_cancelled(slurm, settings, tmp_path):
-    sweep = ["+variant=chinese", "stage=basic,continual", "tracking=none", f"paths.runs={tmp_path / 'runs'}"]
+def test_a_run_that_never_comes_to_a_checkpoint_is_given_up_and_its_child_is_cancelled(
+    slurm, login, settings, tmp_path
+):
+    sweep = ["+variant=chinese", "stage=basic,continual", f"paths.runs={tmp_path / 'runs'}"]
     fails = tmp_path / "python"  # one rank fails, and srun ends the other by TERM, as one does who ends a job
     fails.write_text('#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && exit 1\nexec sleep 60\n')
     fails.chmod(0o755)
     broken = [f"cluster.slurm.python={fails}", "cluster.slurm.max_failures=2"]
-    done = slurm.shell("train", "-m", *settings, *TWO_NODES, *sweep, *broken)
+    done = login("train", "-m", *settings, *TWO_NODES, *sweep, *broken)
     assert done.code == 0, done.err
     records = {path.parts[-3].split("-")[0]: json.loads(path.read_text())
                for path in (tmp_path / "runs" / "demo").glob("*/job/job.json")}  # fmt: skip
@@ -208,10 +221,10 @@ def test_a_run_that_never_comes_to_a_checkpoint_is_given_up_and_its_child_is_can
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
 def test_a_rank_that_is_asked_before_it_trains_has_the_job_queued_again_though_srun_ends_the_other(
-    slurm, settings, tmp_path, number
+    slurm, login, settings, tmp_path, number
 ):
     """By TERM it is asked too where a node that SLURM waited for in vain ends the life before late."""
-    life = Life(slurm, tmp_path / "runs", *settings, *STAGE, *TWO_NODES)
+    life = Life(slurm, login, tmp_path / "runs", *settings, *STAGE, *TWO_NODES)
 
     def hear() -> list[int]:
         return [rank for rank in life.ranks() if is_among("SigCgt:", signal.SIGUSR1, rank)]
@@ -219,14 +232,16 @@ def test_a_rank_that_is_asked_before_it_trains_has_the_job_queued_again_though_s
     life.until(lambda: len(hear()) == 2)
     os.kill(hear()[0], number)
     life.until(lambda: life.restarts == 1)
+    if number == signal.SIGUSR1:
+        assert "asked by USR1 to stop; queued again" in life.said
     slurm.cancel(life.job)
     slurm.wait(life.job)
 
 
-def test_a_job_that_is_near_its_limit_before_it_trains_is_queued_again(slurm, settings, tmp_path):
+def test_a_job_that_is_near_its_limit_before_it_trains_is_queued_again(slurm, login, settings, tmp_path):
     until_asked = '[ -n "$SLURM_RESTART_COUNT" ] || until [ -n "$asked" ]; do sleep 0.1; done'
     waits = f"cluster.slurm.setup=['{until_asked}']"
-    life = Life(slurm, tmp_path / "runs", *settings, *STAGE, *TWO_NODES, waits, "cluster.slurm.python=/bin/true")
+    life = Life(slurm, login, tmp_path / "runs", *settings, *STAGE, *TWO_NODES, waits, "cluster.slurm.python=/bin/true")
     slurm.wait(life.job, ["RUNNING"])
     slurm.cancel("--batch", "--signal=USR1", life.job)
     life.until(lambda: life.restarts == 1)
@@ -235,10 +250,17 @@ def test_a_job_that_is_near_its_limit_before_it_trains_is_queued_again(slurm, se
     slurm.wait(life.job)
 
 
-def test_a_job_whose_parent_has_vanished_says_so_and_trains_nothing(slurm, settings, shell, tmp_path):
-    place = [*settings, "+variant=chinese", "tracking=none", f"paths.runs={tmp_path / 'runs'}"]
+def test_a_job_whose_parent_has_vanished_says_so_and_trains_nothing(slurm, login, settings, shell, tmp_path):
+    place = [*settings, "+variant=chinese", "stages.basic.tokens=4K", f"paths.runs={tmp_path / 'runs'}"]
     assert shell("train", *place, "stage=basic").code == 0
-    done = slurm.shell("train", *place, "stage=continual", *TWO_NODES, "+cluster.slurm.options.begin=now+1hour")
+    done = login(
+        "train",
+        *place,
+        "stage=continual",
+        "stages.basic.tokens=4K",
+        *TWO_NODES,
+        "+cluster.slurm.options.begin=now+1hour",
+    )
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs" / "demo").glob("continual-*")
     job = json.loads((folder / "job" / "job.json").read_text())["id"]

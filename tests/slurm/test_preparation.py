@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Result
 from tests.slurm.cluster import Slurm
 from tinyllama.data.manifest import read_manifest
 from tinyllama.data.tokenizer import train_tokenizer
 
 FILES, TASKS = 20, 4
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
 def words(seed):
@@ -41,10 +42,11 @@ def contents(folder):
 
 def until(happened: Callable[[], object], what: str) -> None:
     """Wait for something that happens soon, or fail."""
-    for _ in range(1800):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
         if happened():
             return
-        time.sleep(0.1)
+        time.sleep(0.02)
     pytest.fail(f"waited in vain until {what}")
 
 
@@ -53,6 +55,7 @@ class Preparation:
     """The raw files of a test, what is prepared from them below `data`, and the cluster."""
 
     slurm: Slurm
+    login: Callable[..., Result]
     raw: Path
     data: Path
     tokenizer: Path
@@ -65,11 +68,11 @@ class Preparation:
             f"corpora.skypile.files=[{self.raw}/*.jsonl]", "tracking=none",
         ]  # fmt: skip
 
-    def submit(self, *overrides, env=None):
-        return self.slurm.run(
-            "python", "-m", "tinyllama.prepare", *self.settings, "hydra/launcher=slurm",
-            f"hydra.launcher.tasks={TASKS}", "cluster.slurm.time_hours=0.1", "cluster.slurm.notice_seconds=60",
-            "cluster.slurm.cpus_per_rank=1", *overrides, env=env,
+    def submit(self, *overrides: str, path: Path | None = None) -> Result:
+        return self.login(
+            "prepare", *self.settings, "hydra/launcher=slurm", f"hydra.launcher.tasks={TASKS}",
+            "cluster.slurm.time_hours=0.1", "cluster.slurm.notice_seconds=60", "cluster.slurm.cpus_per_rank=1",
+            *overrides, path=path,
         )  # fmt: skip
 
     def jobs(self) -> dict[str, str]:
@@ -106,11 +109,11 @@ def raw(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def preparation(slurm, raw, tmp_path_factory):
+def preparation(slurm, login, raw, tmp_path_factory):
     """preparation(raw) -> a Preparation of these raw files in a folder of its own."""
     tokenizer = raw.parent / "demo.model"
     train_tokenizer(map(words, range(20)), tokenizer, 300)
-    return lambda raw: Preparation(slurm, raw, tmp_path_factory.mktemp("data"), tokenizer)
+    return lambda raw: Preparation(slurm, login, raw, tmp_path_factory.mktemp("data"), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +222,14 @@ def test_damaged_files_end_the_array_and_once_they_are_mended_only_what_is_missi
     assert manifest.documents == 8 * 270
 
 
-def test_when_slurm_refuses_the_joining_job_the_array_does_not_stay(preparation, raw, tmp_path):
+def test_when_slurm_refuses_the_joining_job_the_array_does_not_stay(preparation, slurm, raw, tmp_path):
     here = preparation(raw)
-    real = shutil.which("sbatch")
-    wrapper = tmp_path / "sbatch"
+    real = slurm.commands(tmp_path / "commands") / "sbatch"
+    wrapper = tmp_path / "wrapped" / "sbatch"
+    wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/bash\n[[ "$*" == *join-* ]] && set -- --partition=nowhere "$@"\nexec {real} "$@"\n')
     wrapper.chmod(0o755)
-    refused = here.submit("+cluster.slurm.options.hold=true", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    refused = here.submit("+cluster.slurm.options.hold=true", path=wrapper.parent)
     assert refused.code == 2
     assert "error: sbatch refuses join-skypile: invalid partition specified: nowhere" in refused.err
     until(lambda: not here.slurm.jobs(), "nothing is in the queue")

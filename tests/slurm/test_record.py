@@ -31,6 +31,7 @@ def test_a_record_that_is_no_record_is_damage_and_says_what_to_do(tmp_path, text
         read_record(folder)
 
 
+@pytest.mark.xdist_group("slurm")
 def test_jobs_in_the_queue_are_found_by_their_runs_and_one_of_another_name_is_not_ours(slurm, tmp_path, monkeypatch):
     job = slurm.submit("--hold", "--job-name=basic-0123", f"--output={tmp_path}/%j.txt", "--wrap=true")
     monkeypatch.setenv("PATH", f"{slurm.commands(tmp_path / 'bin')}:{os.environ['PATH']}")

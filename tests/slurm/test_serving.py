@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from tests.end_to_end.conftest import SMALL
 from tests.object_store import ObjectStore
 from tests.slurm.cluster import Slurm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 SAMPLES, BATCH, SEQ_LEN = 4096, 512, 32
 RUN = [
@@ -29,6 +28,18 @@ RUN = [
     "order.lanes=2", "trace=true", "tracking=none", "++corpora.slimpajama.max_epochs=2",
 ]  # fmt: skip
 """An epoch of the corpus, two lanes of it."""
+
+
+CREATE_BUCKET = """
+import socket, sys, time
+import boto3
+
+deadline = time.monotonic() + 60
+while socket.socket().connect_ex(("10.0.0.254", 5000)):
+    assert time.monotonic() < deadline, "the server does not listen"
+    time.sleep(0.02)
+boto3.client("s3").create_bucket(Bucket=sys.argv[1])
+"""
 
 
 @contextmanager
@@ -42,10 +53,8 @@ def served(slurm: Slurm, log: Path) -> Iterator[ObjectStore]:
         )  # fmt: skip
         try:
             store = ObjectStore("http://10.0.0.254:5000")
-            code = f"import boto3; boto3.client('s3').create_bucket(Bucket='{store.bucket}')"
-            deadline = time.monotonic() + 60
-            while slurm.run("python", "-c", code, env=store.environment).code != 0:
-                assert time.monotonic() < deadline, log.read_text()
+            created = slurm.run("python", "-c", CREATE_BUCKET, store.bucket, env=store.environment)
+            assert created.code == 0, created.err + log.read_text()
             yield store
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # it has nothing to save

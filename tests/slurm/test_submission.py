@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Result
+from tests.forked import Forked
 from tests.slurm.cluster import Slurm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
-HELD = ["cluster.processes=1", "hydra/launcher=slurm", "+cluster.slurm.options.hold=true", "tracking=none"]
+HELD = ["cluster.processes=1", "hydra/launcher=slurm", "+cluster.slurm.options.hold=true"]
 TREE = ["+variant=chinese,standard", "stage=basic,continual"]
 
 
@@ -33,6 +33,7 @@ class Family:
     runs: Path
     settings: list[str]
     run: Callable[..., Result]
+    on_login: Callable[..., Forked]
 
     def command(self, name: str, *arguments: str) -> Result:
         """In this process, which takes a third of the time."""
@@ -41,11 +42,9 @@ class Family:
     def train(self, *arguments: str) -> Result:
         return self.command("train", arguments[0], *HELD, *arguments[1:])
 
-    def start_train(self, *arguments: str, path: Path | None = None) -> "subprocess.Popen[str]":
+    def start_train(self, *arguments: str, path: Path | None = None) -> Forked:
         """In a process of its own, as from a terminal."""
-        command = self.slurm.inside("python", "-m", "tinyllama.train", "-m", *self.settings, *HELD, *arguments)
-        env = self.slurm.env if path is None else {**self.slurm.env, "PATH": f"{path}:{self.slurm.env['PATH']}"}
-        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return self.on_login("train", "-m", *self.settings, *HELD, *arguments, path=path)
 
     def records(self) -> dict[str, dict]:
         """Of what was submitted, by stage and variants: "continual chinese"."""
@@ -62,16 +61,16 @@ class Family:
 
 
 @pytest.fixture
-def family(slurm, small, tmp_path, run, monkeypatch):
+def family(slurm, small, tmp_path, run, on_login, monkeypatch):
     monkeypatch.setenv("PATH", f"{slurm.commands(tmp_path / 'commands')}:{os.environ['PATH']}")
-    yield Family(slurm, tmp_path / "runs", small, run)
+    yield Family(slurm, tmp_path / "runs", small, run, on_login)
     slurm.clear()
 
 
 @pytest.fixture
 def sbatch(tmp_path, family):
     """sbatch("script") -> a folder for the login host's path in which sbatch is a script around the real one."""
-    real = shutil.which("sbatch", path=family.slurm.env["PATH"])
+    real = shutil.which("sbatch")  # the cluster's
 
     def written(script: str) -> Path:
         path = tmp_path / "wrapped" / "sbatch"
@@ -174,7 +173,7 @@ def test_a_refusal_in_the_middle_of_the_tree_takes_back_what_was_queued(family, 
     """From the second job on the real sbatch is asked for what there is not."""
     path = sbatch(f'grep -q afterok "$2" && set -- --account=nobody "$@" || touch {tmp_path}/queued\nexec $sbatch "$@"')
     refused = family.start_train(*TREE, path=path)
-    err = refused.communicate(timeout=60)[1]
+    err = refused.communicate()[1]
     assert refused.returncode == 2
     assert "account 'nobody' does not exist here" in err
     assert (tmp_path / "queued").exists()
@@ -188,16 +187,16 @@ def test_a_submission_that_is_interrupted_takes_back_what_was_queued(family, sba
     )
     while not (tmp_path / "queued").exists():
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+        time.sleep(0.01)
     os.killpg(process.pid, number)  # as a terminal does
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate()[1]
     assert "what had been submitted is cancelled" in err, err
     assert (family.slurm.jobs(), family.left()) == ({}, [])
 
 
 def test_two_submissions_at_the_same_time_queue_each_run_once(family):
     both = [family.start_train(*TREE) for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert len(family.slurm.jobs()) == 3
     assert sorted(text.count("queued before") for text in said) == [0, 3]
