@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hydra_plugins.tinyllama_launchers.crew import Crew, gpu_names
+from hydra_plugins.tinyllama_launchers._crew import Crew, gpu_names
 from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.errors import ConfigError, DamageError, Stopped
 from tinyllama.reporting.family import End

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hydra_plugins.tinyllama_launchers.local import jobs_at_a_time
+from hydra_plugins.tinyllama_launchers._local import jobs_at_a_time
 
 GPUS = ("4", "5", "6", "7")
 

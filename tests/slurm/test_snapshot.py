@@ -21,10 +21,10 @@ from hydra import compose, initialize_config_dir
 from tinyllama import __version__
 from tinyllama.config.app import prepare_hydra
 from tinyllama.config.location import conf_folder, git_commit
-from hydra_plugins.tinyllama_launchers import family
+from hydra_plugins.tinyllama_launchers import job
 prepare_hydra()
 with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-    print(__version__, compose("config").seed, git_commit(), family.__file__)
+    print(__version__, compose("config").seed, git_commit(), job.__file__)
 """
 
 
@@ -57,7 +57,7 @@ def test_edits_of_code_and_conf_do_not_reach_what_was_frozen(checkout, tmp_path)
     code = freeze(checkout, tmp_path)
     commit = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     before = tell(code)
-    assert before[2:] == [commit.stdout.strip(), f"{code}/launchers/hydra_plugins/tinyllama_launchers/family.py"]
+    assert before[2:] == [commit.stdout.strip(), f"{code}/launchers/hydra_plugins/tinyllama_launchers/job.py"]
     (checkout / "tinyllama" / "__init__.py").write_text('__version__ = "another"\n')
     conf = checkout / "conf" / "config.yaml"
     conf.write_text(conf.read_text().replace("seed: 3407", "seed: 1"))
@@ -75,7 +75,7 @@ def test_an_installation_is_frozen_as_a_checkout_is(checkout, tmp_path):
     code = freeze(site, tmp_path)
     version, seed, *_, plugin = tell(code)
     assert (version, seed) == tuple(tell(freeze(checkout, tmp_path))[:2])
-    assert plugin == f"{code}/launchers/hydra_plugins/tinyllama_launchers/family.py"
+    assert plugin == f"{code}/launchers/hydra_plugins/tinyllama_launchers/job.py"
 
 
 def test_the_same_code_is_kept_once_and_what_python_compiles_is_no_code(checkout, tmp_path):

@@ -7,12 +7,14 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinyllama import signals
-from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.errors import ConfigError, DamageError, Stopped, StoppedForNow, TinyllamaError
-from tinyllama.slurm.script import LEFT, REQUEUE
 from tinyllama.world import World
+
+if TYPE_CHECKING:
+    from tinyllama.checkpoint.layout import RunFolder
 
 
 def main() -> None:
@@ -20,14 +22,18 @@ def main() -> None:
 
     A rank that stopped in order leaves with 0: srun would end those that are still saving if it left with another.
     """
+    from tinyllama.checkpoint.layout import RunFolder  # not light
+    from tinyllama.slurm.script import LEFT, REQUEUE
+
     folder = RunFolder(Path(sys.argv[1]).parent)
     signals.leave_at_once(
-        quietly=not World.from_environment().is_main, note=lambda number: _note(folder, number == signal.SIGUSR1)
+        quietly=not World.from_environment().is_main,
+        note=lambda number: _note(folder, REQUEUE if number == signal.SIGUSR1 else LEFT),
     )
     try:
         _train(folder)
     except Stopped as stop:
-        _note(folder, isinstance(stop, StoppedForNow))
+        _note(folder, REQUEUE if isinstance(stop, StoppedForNow) else LEFT)
         if World.from_environment().is_main:
             print(stop, file=sys.stderr)
     except TinyllamaError as error:
@@ -40,7 +46,7 @@ def main() -> None:
         signals.ignore()
 
 
-def _train(folder: RunFolder) -> None:
+def _train(folder: "RunFolder") -> None:
     from tinyllama.data.inventory import take_inventory
     from tinyllama.planning.plan import make_plan
     from tinyllama.planning.tree import Job
@@ -60,12 +66,12 @@ def _train(folder: RunFolder) -> None:
     train(Job(record.overrides, path, plan, continued=True), record.variants)
 
 
-def _note(folder: RunFolder, for_now: bool) -> None:
-    """Whether the job is to be queued again. The first word counts: when a rank has left srun ends the others by TERM,
-    as one does who wants the job to end.
+def _note(folder: "RunFolder", word: str) -> None:
+    """Write whether the job is to be queued again. The first word counts: when a rank has left, srun ends the others
+    by TERM, as a person does who wants the job to end.
     """
     with suppress(FileExistsError), folder.job_end.open("x", encoding="utf-8") as file:
-        file.write(REQUEUE if for_now else LEFT)
+        file.write(word)
 
 
 if __name__ == "__main__":

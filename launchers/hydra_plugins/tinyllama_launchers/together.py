@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.tinyllama_launchers.family import completed, with_ancestors_settings
+from hydra_plugins.tinyllama_launchers._results import completed
 from tinyllama.config.app import compose_path
 
 
@@ -30,6 +30,9 @@ class TogetherLauncher(Launcher):
         self._main: Any = unwrap(task_function)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        # Hydra imports this module whenever a command starts.
+        from hydra_plugins.tinyllama_launchers._family import with_ancestors_settings
+
         jobs = with_ancestors_settings(job_overrides)
         self._main([(compose_path(overrides)[-1], overrides) for overrides in jobs])
         return completed(job_overrides)

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from hydra.core.utils import JobReturn, JobStatus
-
 from tinyllama.config.app import compose_path, setting_of
 from tinyllama.config.checks import check_path
 from tinyllama.config.stages import continued_stages, declared_parent
@@ -67,8 +65,3 @@ def _without_stage(overrides: Sequence[str]) -> tuple[str, ...]:
 
 def _stage(overrides: Sequence[str]) -> str | None:
     return next((text.split("=", 1)[1] for text in overrides if setting_of(text) == "stage"), None)
-
-
-def completed(sweep: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """What Hydra's sweeper wants to hear of each job."""
-    return [JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=None) for overrides in sweep]
