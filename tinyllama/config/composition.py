@@ -187,10 +187,10 @@ class _Merging:
             files = self._files_of(groups)
             own = tuple(map(_place, filter(_is_of_hydra, files)))
             if own not in self._settled:
-                raw = self._merge_whole(files)
+                self._merge_own(files)
                 self._settled.add(own)
-                return raw
-            return self._merge([file for file in files if not _is_of_hydra(file)])
+            chosen = {_parsed(text).key_or_group for text in groups}
+            return self._merge([file for file in files if not _is_of_hydra(file)], chosen)
         except _Unusual:
             return hydra.compose("config", overrides=list(groups))
 
@@ -233,29 +233,42 @@ class _Merging:
             return None
         return str(file.header["package"])
 
-    def _merge(self, files: list[ResultDefault]) -> DictConfig:
-        """Merge files in order; from the longest beginning that was merged before."""
+    def _merge(self, files: list[ResultDefault], chosen: set[str]) -> DictConfig:
+        """Merge files in order; from the longest beginning that was merged before.
+
+        Args:
+            chosen: the groups of which another config is likely to choose another option.
+        """
         places = list(map(_place, files))
         known = next((count for count in range(len(files), 0, -1) if tuple(places[:count]) in self._prefixes), 0)
         shared = next((at for at, pair in enumerate(zip(places, self._last, strict=False)) if pair[0] != pair[1]), 0)
+        first = next((at for at, file in enumerate(files) if file.override_key in chosen), 0)
         self._last = places
         raw = OmegaConf.create({"hydra": {}}) if known == 0 else self._stored(places[:known])
         with flag_override(raw, _NO_COPIES, True):
             for at, file in enumerate(files[known:], known):
-                if at == shared > known:
+                if at in (first, shared) and at > known:
                     self._store(places[:at], raw)
                 raw.merge_with(self._content(file))
         return _closed_to_new_keys(raw)
 
-    def _merge_whole(self, files: list[ResultDefault]) -> DictConfig:
-        """Merge files in order, Hydra's own too."""
+    def _merge_own(self, files: list[ResultDefault]) -> None:
+        """Merge Hydra's own files in order, with what the primary file says of them.
+
+        Raises:
+            Exception: they do not fit together.
+        """
         raw = OmegaConf.create()
         with flag_override(raw, _NO_COPIES, True):
             for file in files:
-                raw.merge_with(self._content(file))
+                if not _is_of_hydra(file) and not file.primary:
+                    continue
+                content = self._content(file)
+                if file.primary and not _is_of_hydra(file):
+                    content = {"hydra": content._get_node("hydra")} if "hydra" in content else {}
+                raw.merge_with(content)
         if raw.hydra.job.env_copy:
             raise _Unusual
-        return _closed_to_new_keys(raw)
 
     def _store(self, places: list[tuple[str | None, str | None]], raw: DictConfig) -> None:
         text = pickle.dumps(raw, -1)
