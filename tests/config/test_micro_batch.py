@@ -3,10 +3,10 @@
 import json
 import os
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 
-from tinyllama.config import micro_batch
 from tinyllama.config.checks import check_path
 from tinyllama.config.load import from_yaml, to_yaml
 from tinyllama.config.micro_batch import Answer, answer_path, answer_text, divisors, read_answer, share, source
@@ -116,8 +116,8 @@ def test_what_makes_no_difference_to_speed_asks_no_new_question(config, same):
 
 def test_other_versions_of_the_libraries_ask_anew(config, monkeypatch):
     remember(config(), 16)
-    stock = micro_batch.version
-    monkeypatch.setattr(micro_batch, "version", lambda name: "9.9" if name == "torch" else stock(name))
+    stock = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "torch" else stock(name))
     assert config("family=other").cluster.micro_batch == 8
 
 
