@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,7 +202,7 @@ def family_runs(
 @pytest.fixture
 def family_copy(family_runs: Path, tmp_path: Path) -> Path:
     """A copy of the family's runs folder that the test may modify: tmp_path / "runs"."""
-    return copy_of(family_runs, tmp_path / "runs")
+    return _with_its_own_store(copy_of(family_runs, tmp_path / "runs"), family_runs)
 
 
 def run_folder(runs: Path, stage: str, variant: str) -> Path:
@@ -215,9 +217,19 @@ def copy_runs(runs: Path, target: Path, wanted: list[tuple[str, str]]) -> Path:
     """A runs folder with the store and with copies of those runs, each a stage and a variant; it may be modified."""
     (target / "demo").mkdir(parents=True)
     shutil.copy(runs / "mlflow.db", target)
+    copy_of(runs / "mlartifacts", target / "mlartifacts")
     for folder in (run_folder(runs, stage, variant) for stage, variant in wanted):
         copy_of(folder, target / "demo" / folder.name)
-    return target
+    return _with_its_own_store(target, runs)
+
+
+def _with_its_own_store(runs: Path, source: Path) -> Path:
+    """A copied runs folder whose MLflow store keeps artifacts there: MLflow records where they are in full."""
+    with closing(sqlite3.connect(runs / "mlflow.db")) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+            assert store.execute(moved, (f"{source}/", f"{runs}/")).rowcount > 0
+    return runs
 
 
 def only_run(runs: Path) -> Path:

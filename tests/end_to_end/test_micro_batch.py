@@ -86,7 +86,7 @@ def test_a_damaged_memory_is_told_and_made_anew(measured, small, shell, tmp_path
 
 
 def test_a_run_that_goes_on_keeps_to_what_was_measured(small, begin, shell, tmp_path):
-    longer = [*small, "stage=basic", "stage.tokens=80K", "schedule.horizon_tokens=80K", AUTO]
+    longer = [*small, "stage=basic", "stage.tokens=40K", "schedule.horizon_tokens=40K", AUTO]
     life = begin("train", *longer)
     while not any(path.stat().st_size for path in (tmp_path / "runs").glob("demo/*/metrics.jsonl")):
         assert life.poll() is None, life.communicate()[1]

@@ -79,7 +79,7 @@ def test_finished_runs_tell_how_fast_the_others_will_be(family_runs, small, run)
     nodes, totals = document["nodes"], document["totals"]
     assert [node["status"] for node in nodes] == ["done", "absent"]
     times = [node["time"] for node in nodes]
-    assert [time["source"] for time in times] == ["3 finished runs of this model on this cluster"] * 2
+    assert [time["source"] for time in times] == ["the median of 3 finished runs of this model on this cluster"] * 2
     assert times[0]["gpu_hours"] == pytest.approx(nodes[0]["tokens"] / times[0]["tokens_per_second_per_gpu"] / 3600)
     assert times[0]["tokens_per_second_per_gpu"] == times[1]["tokens_per_second_per_gpu"] > 0
     assert totals["gpu_hours_remaining"] == pytest.approx(times[1]["gpu_hours"])
