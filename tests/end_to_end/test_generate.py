@@ -65,7 +65,7 @@ def test_one_prompt_is_continued_by_each_model_of_a_sweep_once_parents_first(tra
     shown = run("generate", *sweep)
     assert shown.code == 0 and shown.err == ""
     assert shown.out == (
-        f"== slimpajama, {basic['model']} ==\n{PROMPT}{basic['text']}\n"
+        f"== standard, {basic['model']} ==\n{PROMPT}{basic['text']}\n"
         f"\n== chinese, {continual['model']} ==\n{PROMPT}{continual['text']}\n"
     )
 
