@@ -1,5 +1,6 @@
 """Fixtures for all tests: composing configs, and running commands inside this process or in one of their own."""
 
+import json
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
 from tests import scheduling
-from tests.forked import Forked, Forkserver
+from tests.forked import LIGHT, Forked, Forkserver
 from tests.object_store import ObjectStore, served
 from tests.shared import altered
 from tinyllama import signals
@@ -144,6 +145,25 @@ def shell(begin: Callable[..., Forked]) -> Callable[..., Result]:
         return Result(command.returncode, out, err)
 
     return run_command
+
+
+@pytest.fixture(scope="session")
+def loaded_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """loaded_by("import tinyllama.plan", "torch", "mlflow") -> those of the libraries that the statement loads.
+
+    Each statement runs in a process of its own that has loaded none of them.
+    """
+    server = Forkserver(LIGHT)
+
+    def look(statement: str, *libraries: str, arguments: Sequence[str] = (), cwd: Path = ROOT) -> list[str]:
+        scratch = tmp_path_factory.mktemp("loaded")
+        child = server.start("tests.loaded", [",".join(libraries), statement, *arguments], scratch, cwd=cwd)
+        out, err = child.communicate()
+        assert child.returncode == 0, err
+        found: list[str] = json.loads(out.splitlines()[-1])
+        return found
+
+    return look
 
 
 @pytest.fixture(scope="session")

@@ -11,21 +11,27 @@ from typing import Any
 from tinyllama.drilling import fork_server
 from tinyllama.drilling.fork_server import ForkServer
 
-IMPORTED = ["tinyllama.train", "tinyllama.training.run", "tinyllama.proof.checks", "torch._dynamo"]
+TRAINING = ["tinyllama.train", "tinyllama.training.run", "tinyllama.proof.checks", "torch._dynamo"]
 HEAVY = {
     "tinyllama.evaluate": ["tinyllama.evaluation.session", "lm_eval.evaluator", "lm_eval.tasks"],
     "tinyllama.export": ["tinyllama.exporting.folder", "tinyllama.exporting.comparison", "transformers"],
     "tinyllama.generate": ["tinyllama.model.generation"],
 }
-"""What a command imports besides, by its module; imported in the server when the command is first started."""
+"""What a command imports besides, by its module; a server that has TRAINING imports it when the command is started."""
+LIGHT = ["numpy", "tinyllama.config.app"]
+"""For commands that are watched for what they import; none of it is a library that they must not load."""
 ROOT = Path(__file__).parents[1]
 
 
 class Forkserver:
-    """Runs commands of the package as `python -m` does, one process each, for as long as the tests last."""
+    """Runs commands of the package as `python -m` does, one process each, for as long as the tests last.
 
-    def __init__(self) -> None:
-        self.server = ForkServer(IMPORTED, {**os.environ, "PYTHONPATH": str(ROOT)})
+    `imported` are modules that all of them find loaded.
+    """
+
+    def __init__(self, imported: Sequence[str] = TRAINING) -> None:
+        self.server = ForkServer(imported, {**os.environ, "PYTHONPATH": str(ROOT)})
+        self._is_light = imported is LIGHT
 
     def start(
         self, module: str, arguments: Sequence[str], scratch: Path, *, cwd: Path = ROOT,
@@ -34,7 +40,7 @@ class Forkserver:
         """Begin a command in a session of its own; `scratch` is a folder for what it prints."""
         process = self.server.start(
             module, arguments, scratch / "out", scratch / "err", cwd=cwd, environ=environ,
-            imports=_imports(module, arguments),
+            imports=[] if self._is_light else _imports(module, arguments),
         )  # fmt: skip
         return Forked(process, scratch)
 

@@ -1,8 +1,5 @@
 """Which run, which checkpoint: found by what is declared or by its directory, verified, and read."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -17,8 +14,6 @@ from tinyllama.config.schema import RunConfig
 from tinyllama.data.inventory import take_inventory
 from tinyllama.errors import ConfigError, DamageError
 from tinyllama.planning.corpora import Inventory
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -130,14 +125,12 @@ def test_the_tokenizer_is_found_by_its_digest_where_it_is_now_or_where_it_was(
         tokenizer_file(chosen)
 
 
-def test_a_choice_needs_no_torch(lay, tmp_path) -> None:
+def test_a_choice_needs_no_torch(lay, loaded_by) -> None:
     folder = lay("stage=basic")
-    code = (
-        "import sys, json; from pathlib import Path; from tinyllama.checkpoint.choice import choose_of;"
+    statement = (
+        "from pathlib import Path; from tinyllama.checkpoint.choice import choose_of;"
         "from tinyllama.checkpoint.layout import RunFolder; from tinyllama.config.load import from_yaml;"
         f"folder = RunFolder(Path({str(folder.path)!r}));"
-        "name = choose_of(folder, from_yaml(folder.config)).name;"
-        "print(json.dumps([name, 'torch' in sys.modules]))"
+        f"assert choose_of(folder, from_yaml(folder.config)).name == {folder.path.name!r}"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [folder.path.name, False]
+    assert loaded_by(statement, "torch") == []

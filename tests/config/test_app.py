@@ -1,59 +1,12 @@
-"""Commands as programs: what they load, what they say of themselves."""
+"""Commands as programs: what they say of themselves, what they make of their arguments."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from tinyllama.config.app import family_command
 from tinyllama.config.load import from_yaml, to_yaml
-
-ROOT = Path(__file__).parents[2]
-HEAVY = ["torch", "deepspeed", "mlflow", "streaming", "transformers"]
-REPORT = """
-import atexit, sys
-from tinyllama.{command} import main
-atexit.register(lambda: print("LOADED", [name for name in {heavy} if name in sys.modules], file=sys.stderr))
-main()
-"""
-
-
-def loaded_by(command: str, *arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
-    """Run a command and have it tell which of the heavy libraries it has loaded."""
-    return subprocess.run(
-        [sys.executable, "-c", REPORT.format(command=command, heavy=HEAVY), *arguments],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command, arguments",
-    [
-        ("train", ["--cfg", "job"]),
-        ("train", ["--help"]),
-        ("train", ["stage=continual"]),
-        ("train", ["-m", "stage=basic,continual"]),
-        ("plan", ["+variant=chinese", "stage=basic,continual", "format=json"]),
-        ("prepare", ["--help"]),
-        ("prepare", ["hydra/launcher=slurm"]),
-        ("train", ["-m", "stage=basic,continual", "cluster=slurm"]),
-        ("cancel", []),
-        ("sample", ["--help"]),
-        ("export", ["--help"]),
-        ("evaluate", ["--help"]),
-        ("generate", ["--help"]),
-        ("generate", ["+variant=standard,chinese", "generation.top_k=0", "prompt=the river"]),
-        ("report", ["--help"]),
-    ],
-)
-def test_what_needs_no_torch_loads_none_of_the_heavy_libraries(command, arguments, tmp_path):
-    result = loaded_by(command, *arguments, cwd=tmp_path)
-    assert "LOADED []" in result.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_names_the_groups_and_their_options(run):

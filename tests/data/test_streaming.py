@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from importlib.metadata import version
 from itertools import islice
 from multiprocessing import get_context
@@ -62,18 +60,6 @@ def test_the_swapped_hooks_are_in_use_and_put_back(packed):
     assert inside._shm_prefix_int == shared_memory.prefix("hooks", packed.values(), node=5)
     assert [dict(vars(module)) for module in (dataset_module, reader_module)] == stock
     store.close()
-
-
-@pytest.mark.slow
-def test_streaming_is_imported_without_torchvision_and_transformers():
-    code = """
-        import sys
-        import tinyllama.data.streaming
-        assert not {"torchvision", "transformers"} & set(sys.modules)
-        assert "streaming.text" not in sys.modules
-        from tinyllama.data.mds import MDSWriter, Stream, StreamingDataset
-    """
-    subprocess.run([sys.executable, "-c", "\n".join(map(str.strip, code.splitlines()))], check=True)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_python
 from tests.end_to_end.conftest import copy_runs, run_folder
 from tests.end_to_end.faults import FAULTS, edit, look_at, manifest, reseal, without_line, wrong_at
 from tests.shared import copy_of
@@ -65,10 +64,10 @@ def test_the_table_for_people_tells_each_check(runs, run):
     assert "steps 1 to 16, each once" in result.out
 
 
-def test_no_torch_and_no_streaming_is_needed(adopted_runs):
-    code = "from tinyllama.verify import main; main(); import sys; assert not {'torch', 'streaming'} & set(sys.modules)"
-    result = run_python("-c", code, f"run={of(adopted_runs, 'basic').path}")
-    assert result.code == 0, result.err
+def test_no_torch_and_no_streaming_is_needed(adopted_runs, loaded_by):
+    statement = "from tinyllama.verify import main; main()"
+    run = f"run={of(adopted_runs, 'basic').path}"
+    assert loaded_by(statement, "torch", "streaming", arguments=[run]) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)

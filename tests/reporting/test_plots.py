@@ -5,7 +5,6 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from tests.conftest import run_python
 from tinyllama.data.inventory import take_inventory
 from tinyllama.planning.plan import make_plan
 from tinyllama.planning.tree import Job, grow
@@ -48,8 +47,3 @@ def test_the_same_plan_gives_the_same_files(nodes, tmp_path):
     first, second = (draw_family(nodes, tmp_path / name) for name in ("first", "second"))
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
-
-
-def test_nobody_pays_for_matplotlib_before_a_picture_is_asked_for():
-    code = "import sys, tinyllama.reporting.plots; print('matplotlib' in sys.modules)"
-    assert run_python("-c", code).out.strip() == "False"
