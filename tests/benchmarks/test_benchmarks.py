@@ -15,16 +15,22 @@ from tests.forked import Forkserver
 from tinyllama.engine.compilation import CACHE
 from tinyllama.training.breakdown import OTHER, PARTS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("benchmarks")]  # one server imports what they need
 
 ROOT = Path(__file__).parents[2]
 Benchmark = Callable[..., dict]
+LIBRARIES = ("contestants", "measuring")
+"""Modules that are no commands."""
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+def server() -> Forkserver:
+    return Forkserver()
+
+
+@pytest.fixture(scope="module")
+def benchmark(server: Forkserver, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     """benchmark("loader", "--samples", "80") -> its JSON; the imports are paid."""
-    server = Forkserver()
 
     def measure(name: str, *arguments: str) -> dict:
         begun = server.start(f"benchmarks.{name}", [*arguments, "--json"], tmp_path_factory.mktemp(name))
@@ -40,12 +46,21 @@ def positive(*values: float) -> bool:
     return all(value > 0 for value in values)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_each_command_tells_its_options(name, server, tmp_path):
+    begun = server.start(f"benchmarks.{name}", ["--help"], tmp_path)
+    out, err = begun.communicate()
+    assert begun.returncode == 0, err
+    assert out.startswith("usage: ") == (name not in LIBRARIES)
+
+
 def test_checkpoint(benchmark):
     found = benchmark("checkpoint", "--turns", "1", "--steps", "1")
     assert found["bytes_per_parameter"] == pytest.approx(12, rel=0.01)
     assert positive(found["stands_still_behind_seconds"], found["behind_over_in_line"], found["rate_over_copy"])
 
 
+@pytest.mark.soak
 def test_engine_on_two_ranks(benchmark):
     found = benchmark("engine", "--preset", "tiny", "--ranks", "2", "--turns", "1", "--steps", "1")["ranks"]["2"]
     assert list(found) == ["bare", "zero 1", "zero 2", "zero 3"]
@@ -55,6 +70,7 @@ def test_engine_on_two_ranks(benchmark):
         assert positive(each["tokens_per_second"], each["over_bare"])
 
 
+@pytest.mark.soak
 def test_evaluate(benchmark):
     sizes = ("--layers", "1", "--hidden", "64", "--questions", "4", "--turns", "1")
     found = benchmark("evaluate", *sizes)
@@ -62,6 +78,7 @@ def test_evaluate(benchmark):
     assert positive(found["ratio_asking"], found["ratio_in_all"])
 
 
+@pytest.mark.soak
 def test_export(benchmark):
     found = benchmark("export", "--model", "nano")
     assert found["max_logit_difference"] < 1e-5
@@ -79,6 +96,7 @@ def test_loader(benchmark):
     assert [each["samples"] for each in found["start_up"]] == [10**6]
 
 
+@pytest.mark.soak
 def test_prepare(benchmark):
     found = benchmark("prepare", "--pieces", "1000", "--megabytes", "0.2", "--texts", "English")["English"]
     tokens = {method: each["tokens"] for method, each in found.items()}
@@ -103,6 +121,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     return json.loads(done.stdout), (out / "gpu.md").read_text()
 
 
+@pytest.mark.soak
 def test_all_contestants_train_the_same_model_on_the_same_tokens(dry):
     found = dry[0]["eager, micro-batch 2"]
     assert {"zero", "bare", "transformers"} <= found["contestants"].keys()
@@ -113,6 +132,7 @@ def test_all_contestants_train_the_same_model_on_the_same_tokens(dry):
     assert {"forward", "backward", "optimizer"} <= {part["name"] for part in found["zero_parts"]["parts"]}
 
 
+@pytest.mark.soak
 def test_a_compiled_engine_takes_part_when_it_is_named(benchmark, dry, monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE, str(tmp_path))
     small = ["--preset", "tiny", "--turns", "1", "--steps", "1"]
@@ -124,6 +144,7 @@ def test_a_compiled_engine_takes_part_when_it_is_named(benchmark, dry, monkeypat
     assert "compiled" not in dry[0]["eager, micro-batch 2"]["contestants"]
 
 
+@pytest.mark.soak
 def test_parts_of_the_model_that_cannot_run_say_why(dry):
     found = dry[0]["attention kernels and losses"]
     assert found["attention"]["sdpa"]["over_sdpa"] == 1
@@ -133,6 +154,7 @@ def test_parts_of_the_model_that_cannot_run_say_why(dry):
         assert (each["ms"] is None) == bool(each["why_not"])
 
 
+@pytest.mark.soak
 def test_the_real_command_tells_its_rate_and_where_a_step_goes(dry):
     found = dry[0]["tinyllama.train"]
     assert positive(found["tokens_per_second"], found["seconds_to_first_step"])
@@ -140,6 +162,7 @@ def test_the_real_command_tells_its_rate_and_where_a_step_goes(dry):
     assert [part["name"] for part in found["profile"]["parts"]] == [*PARTS, OTHER]
 
 
+@pytest.mark.soak
 def test_a_part_that_fails_is_a_row_and_not_the_end(dry):
     results, table = dry
     assert list(results) == [part.name for part in dry_parts()]
@@ -147,6 +170,21 @@ def test_a_part_that_fails_is_a_row_and_not_the_end(dry):
     assert "| of no such size | train_step.py: error: argument --preset: invalid choice" in table
     for heading in ("Attention", "Loss", "Training steps", "The real command", "Where a step goes", "Not measured"):
         assert f"### {heading}" in table
+
+
+def test_the_engine_trains_the_same_model_as_a_bare_loop(benchmark):
+    found = benchmark("train_step", "--preset", "tiny", "--turns", "1", "--steps", "1", "--contestants", "zero,bare")
+    zero, bare = (found["contestants"][name] for name in ("zero", "bare"))
+    assert zero["first_loss"] == pytest.approx(bare["first_loss"], abs=1e-5)
+    assert positive(found["ratios"]["zero/bare"], zero["tokens_per_second"], zero["first_step_seconds"])
+
+
+def test_a_part_that_fails_is_a_row_of_the_table_and_of_the_files(benchmark, tmp_path):
+    found = benchmark("gpu", "--out", str(tmp_path), "--dry", "--only", "of no such size")
+    assert found == json.loads((tmp_path / "gpu.json").read_text())
+    assert "invalid choice: 'none'" in found["of no such size"]["failed"]
+    table = (tmp_path / "gpu.md").read_text()
+    assert "| of no such size | train_step.py: error: argument --preset: invalid choice" in table
 
 
 def test_a_part_that_takes_too_long_is_killed():

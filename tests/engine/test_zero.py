@@ -126,12 +126,28 @@ def test_a_resumed_run_repeats_the_unbroken_one_bit_for_bit(
     assert files(tmp_path / "end") == files(tmp_path / "end-again")
 
 
-def test_a_checkpoint_of_any_world_and_stage_is_loaded_by_any_other(in_ranks: InRanks, tmp_path: Path) -> None:
+WITHIN = {"zero_stage": 3, "shard_within_node": True}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [(2, {"zero_stage": 3}), (1, {"zero_stage": 2}), (4, WITHIN), (2, {"zero_stage": 1}), (1, {"zero_stage": 3})],
+        pytest.param(
+            [
+                *((processes, {"zero_stage": stage}) for processes in (2, 1, 4) for stage in (1, 2, 3)),
+                *((4, WITHIN), (2, {"zero_stage": 1}), (4, {"zero_stage": 3}), (1, {"zero_stage": 2})),
+            ],
+            marks=pytest.mark.soak,
+        ),
+    ],
+    ids=["each", "all"],
+)
+def test_a_checkpoint_of_any_world_and_stage_is_loaded_by_any_other(
+    in_ranks: InRanks, tmp_path: Path, turns: list[tuple[int, dict[str, Any]]]
+) -> None:
     """Each loads what the one before it has trained: no bit is lost, and the curve is that of one layout alone."""
-    stages = [cluster(zero_stage=stage) for stage in (1, 2, 3)]
-    layouts = [(processes, layout) for processes in (2, 1, 4) for layout in stages]
-    layouts.append((4, cluster(zero_stage=3, shard_within_node=True)))
-    layouts += [(2, stages[0]), (4, stages[2]), (1, stages[1])]
+    layouts = [(processes, cluster(**settings)) for processes, settings in turns]
 
     def go_on(layout: ClusterConfig, turn: int) -> list[tuple[float, float]]:
         trainer = Trainer(layout, seed=turn)
@@ -249,7 +265,15 @@ def test_loading_weights_alone_starts_the_optimizer_anew(in_ranks: InRanks, tmp_
     assert json.loads(parents["optimizer.json"]) == {"step": 2}
 
 
-@pytest.mark.parametrize("stage, precision", [(1, BF16), (2, BF16), (3, BF16), (1, Precision.fp32)])
+@pytest.mark.parametrize(
+    "stage, precision",
+    [
+        (3, BF16),
+        (1, Precision.fp32),
+        pytest.param(1, BF16, marks=pytest.mark.soak),
+        pytest.param(2, BF16, marks=pytest.mark.soak),
+    ],
+)
 def test_a_gradient_that_is_not_finite_on_one_rank_leaves_no_trace_on_any(
     in_ranks: InRanks, tmp_path: Path, stage: int, precision: Precision
 ) -> None:
@@ -334,12 +358,11 @@ from tinyllama.config.schema import Precision
 from tinyllama.engine import startup
 
 def main(layout):
-    Trainer(layout).train(0, 2)
+    Trainer(layout).train(0, 1)
     startup.finalize()
 
-for settings in ({"precision": Precision.bf16}, {"zero_stage": 2}, {"zero_stage": 3}):
-    assert startup.run_ranks(main, (cluster(**settings),), 1) == 0
-    assert startup.run_ranks(main, (cluster(**settings),), 2) == 0
+for processes, settings in ((1, {"precision": Precision.bf16}), (2, {"zero_stage": 2}), (2, {"zero_stage": 3})):
+    assert startup.run_ranks(main, (cluster(**settings),), processes) == 0
 assert "mlflow" not in sys.modules
 assert not any(name.startswith(("hydra", "omegaconf", "streaming")) for name in sys.modules)
 """

@@ -104,6 +104,7 @@ def test_every_package_that_an_extra_brings_is_pinned() -> None:
     assert {name for name, *_ in needed} - pinned == set()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_bare_checkout_works_from_its_own_folder_and_from_others(
     checkout: Path, python: Path, tmp_path: Path
@@ -112,6 +113,7 @@ def test_a_bare_checkout_works_from_its_own_folder_and_from_others(
     assert_works(python, tmp_path, checkout / "conf", PYTHONPATH=str(checkout))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
 def test_an_editable_install_works(mode: str, checkout: Path, python: Path, tmp_path: Path) -> None:

@@ -144,21 +144,35 @@ def test_selective_recomputation_multiplies_no_matrix_and_attends_to_nothing_aga
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
-@pytest.mark.parametrize("loss", ["whole", "chunked"])
+@pytest.mark.parametrize(
+    "backend, checkpointing, loss",
+    [
+        ("aot_eager", False, "chunked"),
+        ("aot_eager", True, "whole"),
+        ("aot_eager", "selective", "chunked"),
+        *(
+            pytest.param("inductor", checkpointing, loss, marks=pytest.mark.soak)
+            for checkpointing in (False, True, "selective")
+            for loss in ("whole", "chunked")
+        ),
+    ],
+)
 def test_a_training_step_compiles_into_one_graph(
-    config: ModelConfig, tokens: torch.Tensor, checkpointing: bool | str, loss: str
+    config: ModelConfig, tokens: torch.Tensor, backend: str, checkpointing: bool | str, loss: str
 ) -> None:
     def gradients(compiled: bool) -> list[torch.Tensor]:
         model = build_model(config, "sdpa", CPU, checkpointing, loss)
         model.initialize(seed=1)
-        forward = torch.compile(model.forward, fullgraph=True, dynamic=False) if compiled else model.forward
+        forward = (
+            torch.compile(model.forward, fullgraph=True, dynamic=False, backend=backend) if compiled else model.forward
+        )
         forward(tokens).mean().backward()
         return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
     torch.compiler.reset()
     for ours, expected in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+    torch.compiler.reset()
 
 
 def test_shapes_by_arithmetic_are_those_of_the_model_in_its_order(config: ModelConfig, model: Llama) -> None:
