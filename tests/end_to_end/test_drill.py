@@ -84,8 +84,9 @@ def test_nothing_is_lost_in_kills_of_every_kind_on_mixed_ranks(drilled):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_nothing_is_lost_in_twenty_kills(small, shell, world):
     others = f"drill.worlds=[{','.join(str(each) for each in (1, 2, 4) if each != world)}]"
+    long = ["stage=basic", "stage.tokens=62K", "schedule.horizon_tokens=62K"]
     drill = ["drill.steps=60", "drill.kills=20", f"drill.seed={world}", f"cluster.processes={world}", others]
-    result = shell("drill", *small, "stage=basic", "stage.tokens=60K", *drill, "format=json", timeout=1800)
+    result = shell("drill", *small, *long, *drill, "format=json", timeout=1800)
     assert result.code == 0, result.err
     document = json.loads(result.out)
     assert (document["kills"], document["worlds"]) == (20, [1, 2, 4])

@@ -97,7 +97,7 @@ def test_two_nodes_that_fetch_their_lanes_into_caches_of_half_the_corpus_read_wh
     dice, data = np.random.default_rng(0), tmp_path / "data"
     sizes = {"train": SAMPLES, "validation": 8}
     splits = {split: dice.integers(3, 500, (count, SEQ_LEN + 1)) for split, count in sizes.items()}
-    version = write_version(data, "demo", "slimpajama", splits, shard_bytes=2400)
+    version = write_version(data, "demo", "slimpajama", splits, shard_bytes=4800)
     shards = {path.name: path.stat().st_size for path in (version / "train").glob("*.mds")}
     local = shell("train", *RUN, "cluster.processes=2", f"paths.data={data}", f"paths.runs={tmp_path / 'local'}")
     assert local.code == 0, local.err
