@@ -196,11 +196,12 @@ def test_signals_in_every_phase_and_more_of_them_stop_in_good_order_and_the_run_
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_signals_at_random_moments_stop_in_good_order(processes, live, settings, tmp_path):
     dice, runs = random.Random(processes), tmp_path / "runs"
     overrides = [*settings, *RUN, *BUSY, *PLACEMENT[processes], "stage.tokens=200K", "schedule.horizon_tokens=200K"]
-    for _ in range(30):
+    for _ in range(20):
         life = live(runs, overrides)
         life.until(life.hears)
         time.sleep(dice.uniform(0, 4))
