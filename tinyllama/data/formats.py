@@ -88,8 +88,8 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _parquet(path: Path, file: RawFile, corpus: CorpusConfig, bad_row: BadRow) -> Iterator[Row]:
     number = 0
     try:
-        # A buffer, else a whole column of a row group is held in memory.
-        with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK) as table:
+        # pyarrow's own settings hold a whole column of a row group in memory.
+        with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as table:
             columns = _columns(corpus, table.schema_arrow.names)
             groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
             largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
