@@ -46,7 +46,10 @@ class Result:
     err: str
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    scheduling.join_group(item)  # here, because xdist reads the groups before the hook below is called
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.arrange(items)
 

@@ -21,16 +21,20 @@ def number_of_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+def join_group(item: pytest.Item) -> None:
+    """Have a test that names no group join that of its module."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(module_of(item)))
+
+
 def arrange(items: list[pytest.Item]) -> None:
-    """Give every test a group and sort the groups by the recorded seconds of their modules, the longest first."""
+    """Sort groups by the recorded seconds of their modules, the longest first; in place."""
     seconds = json.loads(DURATIONS.read_text(encoding="utf-8"))
     groups = defaultdict[str, list[pytest.Item]](list)
     for item in items:
         mark = item.get_closest_marker("xdist_group")
-        group = mark.args[0] if mark else module_of(item)
-        if mark is None:
-            item.add_marker(pytest.mark.xdist_group(group))
-        groups[group].append(item)
+        assert mark is not None
+        groups[mark.args[0]].append(item)
 
     def length(group: str) -> float:
         return sum(seconds.get(module, 0.0) for module in {module_of(item) for item in groups[group]})
