@@ -71,7 +71,7 @@ class Relay:
             self.warn("has not taken everything in time")
             process.kill()
             process.wait()
-        self._listener.join(timeout=1)
+        self._listener.join(timeout=10)  # it ends with the pipe; a busy machine may take a while to read it
         self._process = None
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> bool:
