@@ -11,7 +11,7 @@ from typing import Any
 from tinyllama.drilling import fork_server
 from tinyllama.drilling.fork_server import ForkServer
 
-TRAINING = ["tinyllama.train", "tinyllama.training.run", "tinyllama.proof.checks", "torch._dynamo"]
+TRAINING = ["tinyllama.train", "tinyllama.training.run", "tinyllama.proof.checks", "torch._dynamo", "tests.composed"]
 HEAVY = {
     "tinyllama.evaluate": ["tinyllama.evaluation.session", "lm_eval.evaluator", "lm_eval.tasks"],
     "tinyllama.export": ["tinyllama.exporting.folder", "tinyllama.exporting.comparison", "transformers"],

@@ -7,6 +7,7 @@ Light: the drill's own process never imports what the server does. It is not mul
 a process has one only and which serves `prepare`.
 """
 
+import gc
 import json
 import math
 import os
@@ -197,8 +198,12 @@ def _serve() -> dict[str, Any]:
 
 
 def _import(modules: Sequence[str]) -> None:
+    known = len(sys.modules)
     for name in modules:
         import_module(name)
+    if len(sys.modules) > known:
+        gc.collect()
+        gc.freeze()  # a collection in a forked process would copy every page of what was imported
 
 
 def _fork() -> int:
