@@ -165,6 +165,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word_and_without_a_good_one_
     assert "none of the" in result.err and "Traceback" not in result.err
 
 
+def test_the_same_run_may_train_in_two_folders_at_the_same_time(small, tmp_path, begin, shell):
+    """Neither removes the shared memory of the other."""
+    settings = [*small, *LONGER, "cluster.processes=2", "cluster.micro_batch=2"]
+    first = begin("train", *settings)
+    wait_for_steps(first, tmp_path / "runs", 2)
+    os.kill(first.pid, signal.SIGSTOP)
+    ranks = [int(pid) for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()]
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    second = shell("train", *settings, f"paths.runs={tmp_path / 'others'}")
+    for pid in [*ranks, first.pid]:
+        os.kill(pid, signal.SIGCONT)
+    _, err = first.communicate()
+    assert (first.returncode, second.code) == (0, 0), err + second.err
+    assert "No such file" not in err + second.err
+    ours, theirs = (only_run(tmp_path / name) / "samples.jsonl" for name in ("runs", "others"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_a_run_that_is_being_trained_is_not_trained_twice(small, tmp_path, begin, run):
     endless = [*small, "stage=basic", "stage.tokens=10M", "schedule.horizon_tokens=10M"]
     process = begin("train", *endless)

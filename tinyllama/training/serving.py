@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tinyllama.checkpoint.layout import RunFolder
 from tinyllama.config.schema import RunConfig
 from tinyllama.data.cache import cache_limit
 from tinyllama.data.inventory import chosen_folder, corpus_folders
@@ -57,7 +58,8 @@ class Serving:
             world=self._world,
             start=start,
             stop=self._plan.samples,
-            run_id=self._plan.digest,
+            # Not the digest alone: the same run may train in another folder on this machine at the same time.
+            run_id=str(RunFolder.of(config.paths.runs, self._plan).path.absolute()),
             workers=config.cluster.workers,
             remotes={name: remote_address(config, path) for name, path in trained.items()}
             if config.paths.remote
