@@ -46,8 +46,8 @@ class Result:
     err: str
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    scheduling.join_group(item)  # here, because xdist reads the groups before the hook below is called
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return scheduling.GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,19 +1,24 @@
 """The order in which pytest's workers take the tests: groups that stay on one worker, the longest first.
 
-A group is what a mark `xdist_group` names, otherwise a module. durations.json holds the seconds of each module;
-`python tests/scheduling.py REPORT.xml` writes it from a JUnit report of a whole run.
+A group is what the mark `xdist_group` in a module names, otherwise the module. durations.json holds the seconds of
+each module; `python tests/scheduling.py REPORT.xml` writes it from a JUnit report of a whole run.
 """
 
 import json
 import os
+import re
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 DURATIONS = Path(__file__).with_name("durations.json")
+ROOT = Path(__file__).parents[1]
+_MARK = re.compile(r'xdist_group\("([^"]+)"\)')
 
 
 def number_of_workers() -> int:
@@ -21,29 +26,38 @@ def number_of_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-def join_group(item: pytest.Item) -> None:
-    """Have a test that names no group join that of its module."""
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(module_of(item)))
+class GroupScheduling(LoadScopeScheduling):
+    """Gives a group to the next idle worker, in the order of the collection.
+
+    It replaces xdist's own `loadgroup`, which writes an attribute of the tests that pytest 9 does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(module_of(nodeid))
 
 
 def arrange(items: list[pytest.Item]) -> None:
-    """Sort groups by the recorded seconds of their modules, the longest first; in place."""
+    """Sort the tests by the recorded seconds of their groups, the longest first; in place."""
     seconds = json.loads(DURATIONS.read_text(encoding="utf-8"))
     groups = defaultdict[str, list[pytest.Item]](list)
+    lengths = defaultdict[str, float](float)
+    for module in {module_of(item.nodeid) for item in items}:
+        lengths[group_of(module)] += seconds.get(module, 0.0)
     for item in items:
-        mark = item.get_closest_marker("xdist_group")
-        assert mark is not None
-        groups[mark.args[0]].append(item)
-
-    def length(group: str) -> float:
-        return sum(seconds.get(module, 0.0) for module in {module_of(item) for item in groups[group]})
-
-    items[:] = [item for group in sorted(groups, key=lambda group: (-length(group), group)) for item in groups[group]]
+        groups[group_of(module_of(item.nodeid))].append(item)
+    items[:] = [item for group in sorted(groups, key=lambda name: (-lengths[name], name)) for item in groups[group]]
 
 
-def module_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0].removesuffix(".py").replace("/", ".")
+def module_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0].removesuffix(".py").replace("/", ".")
+
+
+@cache
+def group_of(module: str) -> str:
+    """The group that a module's mark names, read from its text: the process that schedules imports no tests."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    named = _MARK.search(path.read_text(encoding="utf-8"))
+    return named[1] if named else module
 
 
 def seconds_by_module(report: Path) -> dict[str, float]:

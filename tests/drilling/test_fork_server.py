@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,12 @@ def server() -> Iterator[ForkServer]:
 def start(server: ForkServer, tmp_path: Path) -> Callable[..., Forked]:
     """start("print(1)") runs a script; its output is in tmp_path / "out"."""
 
+    numbers = count()
+
     def start(script: str, *arguments: str, of: ForkServer = server, **how: object) -> Forked:
-        (tmp_path / "script.py").write_text(script)
-        return of.start(tmp_path / "script.py", arguments, tmp_path / "out", **how)  # type: ignore[arg-type]
+        path = tmp_path / f"script-{next(numbers)}.py"  # the one before may not have been read yet
+        path.write_text(script)
+        return of.start(path, arguments, tmp_path / "out", **how)  # type: ignore[arg-type]
 
     return start
 
@@ -48,7 +52,7 @@ def test_a_script_has_its_arguments_folder_environment_and_session(start, tmp_pa
     assert process.wait(60) == 0
     pid, session, folder, arguments, environ = json.loads((tmp_path / "out").read_text())
     assert pid == session == process.pid != os.getpid()
-    assert (folder, arguments) == (str(tmp_path / "here"), [str(tmp_path / "script.py"), "a", "b c"])
+    assert (folder, arguments) == (str(tmp_path / "here"), [str(tmp_path / "script-0.py"), "a", "b c"])
     assert environ["ONLY"] == "this" and "PATH" not in environ
 
 
