@@ -25,7 +25,7 @@ demo: $(READY) ## train the whole family at small scale, three stages of three v
 # Each group of tests stays on one worker, the longest groups first (tests/scheduling.py).
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadgroup --no-loadscope-reorder
 
-test: $(READY) ## all tests but the longest, about twelve minutes on two cores
+test: $(READY) ## all tests but the longest, about fifteen minutes on two cores
 	$(PYTEST) -m "not soak" $(TEST_ARGS)
 
 soak: $(READY) ## the tests that are long by nature; before a release, and when CONTRIBUTING.md says so
