@@ -46,6 +46,7 @@ class Result:
     err: str
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return scheduling.GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
@@ -54,6 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.arrange(items)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     return scheduling.number_of_workers()
 
